@@ -1,0 +1,138 @@
+"""Every error of haclient.
+
+    HAClientError
+    ├── ConfigError              what was configured is wrong: fix it, nothing was sent
+    ├── WireError                one attempt's transport failed (never reaches a user by itself)
+    │   ├── ConnectFailed        nothing listens, or TLS failed: not sent
+    │   ├── ConnectionLost       the connection died
+    │   ├── StreamReset          the peer reset this one stream
+    │   ├── AttemptTimeout       no answer within the attempt's time
+    │   ├── ProtocolError        the peer broke HTTP/2 or gRPC framing
+    │   └── TransportClosed      we closed it
+    └── CallError                a call failed; carries every attempt
+        ├── Unavailable          no endpoint could answer: try again later
+        ├── DeadlineExceeded     time ran out first
+        ├── PoisonedCall         this very request was seen to kill servers: do not send it again
+        ├── WriteNotConfirmed    a write may or may not have happened: read before repeating it
+        └── WriteRefused         nothing was sent: configure where writes go
+
+A branch means different behaviour for the caller. In the drop-in clients the `CallError`s are also
+`pymilvus.exceptions.MilvusException`s, so ``except`` clauses written for pymilvus keep working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from haclient.call import Attempt
+
+
+class HAClientError(Exception):
+    """Base of every error raised by haclient."""
+
+
+@final
+class ConfigError(HAClientError, ValueError):
+    """The configuration is wrong; the message names the key and what to write instead."""
+
+
+class WireError(HAClientError):
+    """One attempt's transport failed.
+
+    Attributes:
+        sent: Whether any byte of the request may have reached the server's process. False means it is
+            certain that the server has not seen the request, so even a write may be sent again.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+@final
+class ConnectFailed(WireError):
+    """No connection could be made (refused, unreachable, name unknown, TLS handshake failed)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sent=False)
+
+
+@final
+class ConnectionLost(WireError):
+    """The connection ended before the reply did."""
+
+
+@final
+class StreamReset(WireError):
+    """The peer reset this stream with an HTTP/2 error code (RFC 9113 section 7).
+
+    REFUSED_STREAM (7) guarantees that nothing was processed: then ``sent`` is False.
+    """
+
+    def __init__(self, message: str, *, code: int, sent: bool) -> None:
+        super().__init__(message, sent=sent)
+        self.code = code
+
+
+@final
+class AttemptTimeout(WireError):
+    """No complete reply within the attempt's time."""
+
+
+@final
+class ProtocolError(WireError):
+    """The peer broke HTTP/2 or gRPC framing, or a message was over the size limit."""
+
+
+@final
+class TransportClosed(WireError):
+    """The transport was closed on our side."""
+
+    def __init__(self, message: str = "the transport was closed", *, sent: bool = False) -> None:
+        super().__init__(message, sent=sent)
+
+
+class CallError(HAClientError):
+    """A call failed for good.
+
+    Attributes:
+        summary: What happened, and what to do, in one or two sentences.
+        attempts: Every try, oldest first.
+        code: Milvus' error code of the last reply that had one, else the gRPC code, else 65535.
+    """
+
+    def __init__(self, summary: str, attempts: Sequence[Attempt] = (), *, code: int = 65535) -> None:
+        self.summary = summary
+        self.attempts = tuple(attempts)
+        self.code = code
+        super().__init__(describe(summary, self.attempts))
+
+
+class Unavailable(CallError):
+    """No endpoint could answer in the time and number of tries allowed."""
+
+
+class DeadlineExceeded(CallError):
+    """The call's deadline came first."""
+
+
+class PoisonedCall(CallError):
+    """This request was seen to kill servers and is refused for a while."""
+
+
+class WriteNotConfirmed(CallError):
+    """The write was sent and no answer came: it may or may not have happened."""
+
+
+class WriteRefused(CallError):
+    """The write was not sent: several clusters are configured and nothing says how to write to them."""
+
+
+def describe(summary: str, attempts: Sequence[Attempt]) -> str:
+    """Join a summary and its attempts into the text of an error."""
+    if not attempts:
+        return summary
+    lines = "".join(f"\n  {i}. {attempt}" for i, attempt in enumerate(attempts, 1))
+    return f"{summary}\nattempts:{lines}"
