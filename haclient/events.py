@@ -1,0 +1,221 @@
+"""Everything that changes state is an event: a frozen, typed value handed to listeners.
+
+Metrics, logs, traces and dashboards are listeners (`haclient.listeners`); the core never logs by itself.
+Listeners run synchronously on the event loop, so they must be quick; one that raises is reported once to
+the standard logger and never disturbs a call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import final
+
+_log = logging.getLogger("haclient")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes:
+        at: Loop time in seconds.
+    """
+
+    at: float
+
+    def __str__(self) -> str:
+        pairs = " ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "at")
+        return f"{type(self).__name__} {pairs}"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointChanged(Event):
+    """An endpoint's state changed (names of `haclient.fleet.model.State`)."""
+
+    cluster: str
+    endpoint: str
+    before: str
+    after: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadinessChanged(Event):
+    """An endpoint can, or can no longer, serve one collection."""
+
+    cluster: str
+    endpoint: str
+    database: str
+    collection: str
+    ready: bool
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFinished(Event):
+    """One attempt ended; ``action`` is the value of a `haclient.call.Action`."""
+
+    cluster: str
+    endpoint: str
+    method: str
+    action: str
+    duration_s: float
+    hedge: bool
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFinished(Event):
+    """What the application saw of one call.
+
+    Attributes:
+        outcome: ``ok``, ``error`` (the server refused the request itself), or the class name of the
+            `haclient.errors.CallError` raised, or ``cancelled``.
+        cluster: The cluster that answered, "" if none did.
+        attempts: How many attempts were made.
+        hedges: How many of them were hedges.
+    """
+
+    method: str
+    kind: str
+    collection: str
+    outcome: str
+    duration_s: float
+    cluster: str
+    endpoint: str
+    attempts: int
+    hedges: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeStarted(Event):
+    """A second attempt was started before the first had answered."""
+
+    method: str
+    cluster: str
+    endpoint: str
+    delay_s: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryScheduled(Event):
+    """A failed try will be repeated after ``delay_s`` seconds."""
+
+    method: str
+    attempt: int
+    delay_s: float
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedOver(Event):
+    """A call was answered by another cluster or endpoint than the one tried first."""
+
+    method: str
+    from_cluster: str
+    from_endpoint: str
+    to_cluster: str
+    to_endpoint: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetExhausted(Event):
+    """A retry or hedge was not made because the budget of extra load is spent."""
+
+    method: str
+    wanted: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallQuarantined(Event):
+    """A request was seen to kill servers and is refused for ``for_s`` seconds."""
+
+    method: str
+    collection: str
+    fingerprint: str
+    for_s: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterRecognised(Event):
+    """Clusters given apart turned out to be one (they hold the same collections by id)."""
+
+    clusters: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetReconfigured(Event):
+    """The configuration changed while running."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    kept: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigRejected(Event):
+    """A changed configuration file was wrong; the old configuration stays in force."""
+
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataAlarm(Event):
+    """A server's answer smells of lost or damaged data."""
+
+    cluster: str
+    endpoint: str
+    collection: str
+    reason: str
+
+
+Listener = Callable[[Event], None]
+
+
+@final
+class EventBus:
+    """Hands each event to every listener, in order of subscription."""
+
+    __slots__ = ("_listeners", "_reported")
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+        self._reported: set[int] = set()
+
+    def __bool__(self) -> bool:
+        """Whether anyone listens, so that the hot path need not build events for nobody."""
+        return bool(self._listeners)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Add a listener; returns the function that removes it."""
+        self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            self._listeners = tuple(x for x in self._listeners if x is not listener)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        """Hand one event to every listener."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                if id(listener) not in self._reported:
+                    self._reported.add(id(listener))
+                    _log.exception("haclient listener %r raised; further errors of it are not shown", listener)
