@@ -1,0 +1,1 @@
+"""What Milvus means: its methods, errors, timestamps and probes, as pure functions over bytes."""
