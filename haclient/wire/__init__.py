@@ -1,0 +1,10 @@
+"""gRPC over HTTP/2 on asyncio: bytes in, bytes out, to one endpoint.
+
+Knows nothing of Milvus. `Channel` is the `haclient.call.Transport` of the real network.
+"""
+
+from haclient.wire.channel import Channel, ChannelOptions
+from haclient.wire.dial import Target
+from haclient.wire.limits import Limits
+
+__all__ = ["Channel", "ChannelOptions", "Limits", "Target"]

@@ -1,0 +1,224 @@
+"""Header blocks (RFC 7541): written without state, read with `hpack` and a cache.
+
+Decision made here: what we send never touches the peer's dynamic table, so a block is the concatenation of
+cached pieces and may be dropped, repeated or sent in any order. What we receive does use the table, as peers
+please; as gRPC peers send the same few blocks again and again once their tables are warm, a block's decoded
+form is remembered for as long as the table has not changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final, Generic, TypeVar, final
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+from hpack.table import HeaderTable
+
+from haclient.wire.frames import DEFAULT_HEADER_TABLE_SIZE
+
+T = TypeVar("T")
+RawHeaders = list[tuple[bytes, bytes]]
+
+#: Forget cached encodings (and decodings) beyond this many; a program has few distinct ones.
+_CACHE_ENTRIES: Final = 1_024
+#: Blocks longer than this are decoded every time, so that the caches stay small.
+_CACHED_BLOCK_BYTES: Final = 2_048
+
+#: Encoded first in a block: "I use no dynamic table" (RFC 7541 section 6.3).
+TABLE_SIZE_ZERO: Final = b"\x20"
+
+_NAME: Final = re.compile(r"[0-9a-z_.\-]+")
+# gRPC's ASCII-Value: printable ASCII and space. Tab and everything else that could end a line is refused.
+_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+_CONNECTION_SPECIFIC: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_BAD_NAME_BYTES: Final = re.compile(rb"[\x00-\x20A-Z\x7f-\xff:]")
+_BAD_VALUE_BYTES: Final = re.compile(rb"[\x00\r\n]")
+
+
+class MalformedHeaders(ValueError):
+    """A header block is well encoded, but not what HTTP/2 allows: an error of its stream only."""
+
+
+class CompressionFault(ValueError):
+    """A header block cannot be decoded: the connection's header state is lost."""
+
+
+class HeadersTooLarge(ValueError):
+    """A header block inflates beyond the limit announced."""
+
+
+def check_metadata(name: str, value: str) -> None:
+    """Refuse metadata that gRPC does not allow, before anything is sent.
+
+    Raises:
+        ValueError: For a name or value with illegal characters, or a reserved name. The value is not
+            quoted in the message: it may be a secret.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"metadata name {name!r} is not allowed: use lower-case letters, digits, '_', '-' and '.'")
+    if name.startswith("grpc-") or name in _RESERVED:
+        raise ValueError(f"metadata name {name!r} is reserved by gRPC or HTTP/2: leave it out")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(
+            f"the value of metadata {name!r} has characters that gRPC does not allow (printable ASCII and spaces "
+            f"only); for other data use a name that ends in '-bin' and base64"
+        )
+
+
+_RESERVED: Final = frozenset(("te", "content-type", "host", *(name.decode() for name in _CONNECTION_SPECIFIC)))
+
+
+def _integer(value: int, prefix_bits: int, first: int) -> bytes:
+    """Encode an integer (RFC 7541 section 5.1)."""
+    limit = (1 << prefix_bits) - 1
+    if value < limit:
+        return bytes((first | value,))
+    out = bytearray((first | limit,))
+    value -= limit
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def literal(name: bytes, value: bytes, *, never_indexed: bool = False) -> bytes:
+    """Encode one field as a literal that leaves the dynamic table alone (RFC 7541 sections 6.2.2 and 6.2.3).
+
+    ``never_indexed`` also forbids every hop behind us to put it into a table: for secrets.
+    """
+    first = b"\x10" if never_indexed else b"\x00"
+    return first + _integer(len(name), 7, 0) + name + _integer(len(value), 7, 0) + value
+
+
+@final
+class HeaderEncoder:
+    """Encode header lists as literals, remembering whole lists that come again."""
+
+    __slots__ = ("_blocks",)
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[tuple[str, str], ...], bytes] = {}
+
+    def encode(self, fields: tuple[tuple[str, str], ...]) -> bytes:
+        """Encode ``fields``; the caller has checked names and values."""
+        block = self._blocks.get(fields)
+        if block is None:
+            block = encode_fields(fields)
+            if len(block) <= _CACHED_BLOCK_BYTES:
+                if len(self._blocks) >= _CACHE_ENTRIES:
+                    self._blocks.clear()
+                self._blocks[fields] = block
+        return block
+
+
+def encode_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Encode a header list as literals; ``authorization`` is marked as never to be indexed."""
+    return b"".join(
+        [literal(name.encode("ascii"), value.encode("utf-8"), never_indexed=name in _SECRET) for name, value in fields]
+    )
+
+
+_SECRET: Final = frozenset(("authorization", "cookie", "proxy-authorization"))
+
+
+@final
+class _WatchedTable(HeaderTable):
+    """A dynamic table that counts its changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes = 0
+
+    def add(self, name: bytes, value: bytes) -> None:
+        self.changes += 1
+        super().add(name, value)
+
+
+@final
+class HeaderReader(Generic[T]):
+    """Decode header blocks of one connection into values of type ``T``.
+
+    Args:
+        parse: Makes the value from the decoded fields; may raise `MalformedHeaders`.
+        max_list_bytes: Limit on the decoded size (RFC 9113 section 6.5.2: 32 bytes per field on top).
+        table_bytes: The dynamic table's size that we have announced.
+    """
+
+    __slots__ = ("_cache", "_decoder", "_parse", "_table")
+
+    def __init__(
+        self,
+        parse: Callable[[RawHeaders], T],
+        max_list_bytes: int,
+        table_bytes: int = DEFAULT_HEADER_TABLE_SIZE,
+    ) -> None:
+        self._parse = parse
+        self._decoder = Decoder(max_header_list_size=max_list_bytes)
+        self._table = _WatchedTable()
+        self._decoder.header_table = self._table
+        self._decoder.max_allowed_table_size = table_bytes
+        self._cache: dict[bytes, T] = {}
+
+    def read(self, block: bytes) -> T:
+        """Decode one complete block.
+
+        Raises:
+            CompressionFault: The block is broken; the connection cannot go on.
+            HeadersTooLarge: It inflates beyond the limit; the connection cannot go on.
+            MalformedHeaders: Only the stream is wrong.
+        """
+        value = self._cache.get(block)
+        if value is not None:
+            return value
+        before = self._table.changes
+        try:
+            fields = self._decoder.decode(block, raw=True)
+        except OversizedHeaderListError as error:
+            raise HeadersTooLarge(str(error)) from None
+        except (HPACKError, IndexError, ValueError) as error:
+            raise CompressionFault(f"header block cannot be decoded: {error}"[:200]) from None
+        # A size update (RFC 7541 section 4.2) stands first in its block.
+        if self._table.changes != before or (block and block[0] & 0xE0 == 0x20):
+            self._cache.clear()
+            return self._parse(fields)  # type: ignore[arg-type]
+        value = self._parse(fields)  # type: ignore[arg-type]
+        if len(block) <= _CACHED_BLOCK_BYTES:
+            if len(self._cache) >= _CACHE_ENTRIES:
+                self._cache.clear()
+            self._cache[block] = value
+        return value
+
+    def forget(self) -> None:
+        """Drop the cache (the connection is over)."""
+        self._cache.clear()
+
+
+def split_pseudo(fields: RawHeaders) -> tuple[dict[bytes, bytes], RawHeaders]:
+    """Separate pseudo-header fields from the rest and check what HTTP/2 asks of both (RFC 9113 section 8.2).
+
+    Raises:
+        MalformedHeaders: For an upper-case or illegal name, an illegal value, a pseudo-header that comes
+            late or twice, or a connection-specific field.
+    """
+    pseudo: dict[bytes, bytes] = {}
+    regular: RawHeaders = []
+    for name, value in fields:
+        if name[:1] == b":":
+            if regular:
+                raise MalformedHeaders(f"pseudo-header {name!r} behind a regular field")
+            if name in pseudo:
+                raise MalformedHeaders(f"pseudo-header {name!r} twice")
+            pseudo[name] = value
+            continue
+        if not name or _BAD_NAME_BYTES.search(name):
+            raise MalformedHeaders(f"illegal field name {name[:40]!r}")
+        if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
+            raise MalformedHeaders(f"connection-specific field {name!r}")
+        if _BAD_VALUE_BYTES.search(value):
+            raise MalformedHeaders(f"illegal value of field {name!r}")
+        regular.append((name, value))
+    return pseudo, regular
