@@ -312,7 +312,7 @@ class ServerProcess(abc.ABC):
             text = self.log.read_text(errors="replace")
         except OSError as error:
             return f"; no log: {error}"
-        return "; end of " + str(self.log) + ":\n" + "\n".join(text.splitlines()[-lines:])
+        return "; end of " + str(self.log) + ":\n" + "\n".join(line[:300] for line in text.splitlines()[-lines:])
 
 
 _owned: set[ServerProcess] = set()
