@@ -162,7 +162,8 @@ def judge(kind: Kind, status: Status, flavour: Flavour = Flavour.REAL, *, known:
     code = status.code or status.error_code
     if status.input_error:
         return _verdict(Action.FAIL_FAST, status, kind)
-    if flavour is Flavour.LITE or (flavour is Flavour.UNKNOWN and _like_lite(status)):
+    lite = flavour is Flavour.LITE or (flavour is Flavour.UNKNOWN and _like_lite(status))
+    if lite:
         action, ambiguous = _lite(kind, status)
     elif code == CATCH_ALL or not status.code:
         action, ambiguous = _by_text(kind, status)
@@ -173,17 +174,20 @@ def judge(kind: Kind, status: Status, flavour: Flavour = Flavour.REAL, *, known:
         action, ambiguous = (Action.FAILOVER, True) if kind is Kind.READ or status.retriable else _UNSURE
     if code == COLLECTION_NOT_FOUND and known and action is Action.FAIL_FAST:
         action = Action.REFRESH
-    return _verdict(action, status, kind, ambiguous=ambiguous)
+    return _verdict(action, status, kind, ambiguous=ambiguous, lite=lite)
 
 
-def _verdict(action: Action, status: Status, kind: Kind, *, ambiguous: bool = False) -> Verdict:
+def _verdict(action: Action, status: Status, kind: Kind, *, ambiguous: bool = False, lite: bool = False) -> Verdict:
     code = status.code or status.error_code
     if kind is not Kind.READ and action is Action.FAILOVER_COLLECTION:
         action = Action.FAIL_FAST
     if kind is not Kind.WRITE and action is Action.WRITE_BLOCKED:
         # Memory, disk or a denial met by anything but a write: the cluster is short of something, ask another one.
         action = Action.BACK_OFF
-    rejected = action in _REFUSALS or code in REJECTED or (not status.code and code in REJECTED_LEGACY)
+    if status.code:
+        rejected = action in _REFUSALS or code in (REJECTED_LITE if lite else REJECTED)
+    else:
+        rejected = action in _REFUSALS or code in REJECTED_LEGACY
     reason = f"{status.reason[:300] or 'no reason given'} (code {code})"
     return Verdict(action, reason, ambiguous, rejected and not ambiguous, code)
 
@@ -222,6 +226,8 @@ AMBIGUOUS: Final = frozenset((10000, 10001, 2038))
 _REFUSALS: Final = frozenset((Action.ROUTE_CHANGE, Action.BACK_OFF, Action.WRITE_BLOCKED))
 #: Codes that Milvus gives before it executes: not ready; no such collection or database; stale schema; bad parameter.
 REJECTED: Final = frozenset((1, 100, 109, 110, 800, 1100, 1101, 1102))
+#: Of Lite: bad argument, no such collection. Not 1, which is any exception at any moment.
+REJECTED_LITE: Final = frozenset((6, 100))
 #: Of the deprecated enum: collection not found, not ready (twice), stale schema.
 REJECTED_LEGACY: Final = frozenset((4, 56, 57, 62))
 
@@ -241,8 +247,8 @@ _MISTAKE: Final = re.compile(
     r"|cannot parse|failed to create (?:query|expr) plan|field \S+ not exist|fieldName\(\S*\) not found"
     r"|(?:topk|top k|nq|limit|offset|round_decimal|ef|nprobe) \[.*?\] is invalid|invalid max query result window"
     r"|empty expression should|partition name \S+ not found|should divide the dim|dim\(\d+\)"
-    r"|is not supported|not support(?:ed)? |invalid parameter|illegal|already exist|duplicate|different parameters"
-    r"|not found the (?:role|user)|alias or database may have been changed|must be|should be in range",
+    r"|is not supported|are not supported|invalid parameter|already exist|duplicate|different parameters"
+    r"|not found the (?:role|user)|alias or database may have been changed|should be in range|to search is not of",
     re.DOTALL,
 )
 _OUTAGE: Final = re.compile(
@@ -299,37 +305,32 @@ def _lite(kind: Kind, status: Status) -> tuple[Action, bool]:
     return (Action.FAILOVER, True) if kind is Kind.READ else _UNSURE
 
 
-_GRPC: Final[dict[int, tuple[Action, bool, bool]]] = {
-    # code: action, ambiguous, rejected
-    1: (Action.FAILOVER, True, False),  # CANCELLED by the server's side; our own never becomes a reply
-    2: (Action.FAILOVER, True, False),  # UNKNOWN
-    3: (Action.FAIL_FAST, False, True),  # INVALID_ARGUMENT
-    4: (Action.FAILOVER, False, False),  # DEADLINE_EXCEEDED
-    5: (Action.FAIL_FAST, False, True),  # NOT_FOUND
-    6: (Action.FAIL_FAST, False, True),  # ALREADY_EXISTS
-    7: (Action.FAIL_FAST, False, True),  # PERMISSION_DENIED
-    8: (Action.BACK_OFF, False, True),  # RESOURCE_EXHAUSTED
-    9: (Action.FAIL_FAST, False, True),  # FAILED_PRECONDITION
-    10: (Action.FAILOVER, True, False),  # ABORTED
-    11: (Action.FAIL_FAST, False, True),  # OUT_OF_RANGE
-    12: (Action.FAIL_FAST, False, True),  # UNIMPLEMENTED: passed on unchanged, clients fall back on it
-    13: (Action.FAILOVER, True, False),  # INTERNAL
-    14: (Action.FAILOVER, False, False),  # UNAVAILABLE
-    15: (Action.ALARM, False, False),  # DATA_LOSS
-    16: (Action.FAIL_FAST, False, True),  # UNAUTHENTICATED
+_GRPC: Final[dict[int, tuple[str, Action, bool, bool]]] = {
+    # code: name, action, ambiguous, rejected
+    1: ("CANCELLED", Action.FAILOVER, True, False),  # by the server's side; our own never becomes a reply
+    2: ("UNKNOWN", Action.FAILOVER, True, False),
+    3: ("INVALID_ARGUMENT", Action.FAIL_FAST, False, True),
+    4: ("DEADLINE_EXCEEDED", Action.FAILOVER, False, False),
+    5: ("NOT_FOUND", Action.FAIL_FAST, False, True),
+    6: ("ALREADY_EXISTS", Action.FAIL_FAST, False, True),
+    7: ("PERMISSION_DENIED", Action.FAIL_FAST, False, True),
+    8: ("RESOURCE_EXHAUSTED", Action.BACK_OFF, False, True),
+    9: ("FAILED_PRECONDITION", Action.FAIL_FAST, False, True),
+    10: ("ABORTED", Action.FAILOVER, True, False),
+    11: ("OUT_OF_RANGE", Action.FAIL_FAST, False, True),
+    12: ("UNIMPLEMENTED", Action.FAIL_FAST, False, True),  # passed on unchanged, clients fall back on it
+    13: ("INTERNAL", Action.FAILOVER, True, False),
+    14: ("UNAVAILABLE", Action.FAILOVER, False, False),
+    15: ("DATA_LOSS", Action.ALARM, False, False),
+    16: ("UNAUTHENTICATED", Action.FAIL_FAST, False, True),
 }
-_NAMES: Final = (
-    "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED"
-    " RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS"
-    " UNAUTHENTICATED"
-).split()
 _TOO_BIG: Final = re.compile(r"larger than max|message.{0,20}too (?:large|big)|exceeds? (?:the )?max", re.IGNORECASE)
 _UNREADABLE: Final = re.compile(r"unmarshal|deserializing request", re.IGNORECASE)
 
 
 def _grpc(method: Method, reply: Reply) -> Verdict:
     code, details = reply.code, reply.details
-    action, ambiguous, rejected = _GRPC.get(code, (Action.FAILOVER, True, False))
+    name, action, ambiguous, rejected = _GRPC.get(code, (f"gRPC code {code}", Action.FAILOVER, True, False))
     if "REPLICATE_VIOLATION" in details:
         action, ambiguous, rejected = Action.ROUTE_CHANGE, False, True
     elif code == 2 and "not ready" in details:
@@ -344,5 +345,4 @@ def _grpc(method: Method, reply: Reply) -> Verdict:
         action = Action.FAILOVER if "milvus.MilvusService" in details else action
     elif code == 13 and _UNREADABLE.search(details):
         action, ambiguous, rejected = Action.FAIL_FAST, False, True
-    name = _NAMES[code] if 0 <= code < len(_NAMES) else f"gRPC code {code}"
     return Verdict(action, f"{name}: {details[:300]}", ambiguous, rejected, code)
