@@ -3,8 +3,10 @@
 Knows nothing of Milvus. `Channel` is the `haclient.call.Transport` of the real network.
 """
 
+from haclient.wire.bidi import BidiStream
 from haclient.wire.channel import Channel, ChannelOptions
 from haclient.wire.dial import Target
 from haclient.wire.limits import Limits
+from haclient.wire.tls import client_context
 
-__all__ = ["Channel", "ChannelOptions", "Limits", "Target"]
+__all__ = ["BidiStream", "Channel", "ChannelOptions", "Limits", "Target", "client_context"]

@@ -8,6 +8,7 @@ The one thing moved silently is a call that a server's GOAWAY has promised not t
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from collections import deque
@@ -17,11 +18,13 @@ from typing import Final, final
 
 from haclient.call import Metadata, Outcome
 from haclient.errors import ConfigError, ConnectFailed, ConnectionLost, TransportClosed, WireError
-from haclient.wire.client import ClientConnection, ClientStream, UnaryStream
+from haclient.wire.bidi import BidiStream
+from haclient.wire.client import ClientConnection
 from haclient.wire.deadlines import Deadlines
 from haclient.wire.dial import Target, dial
 from haclient.wire.headers import check_metadata, encode_fields
 from haclient.wire.limits import Limits
+from haclient.wire.unary import ClientStream, UnaryStream
 
 USER_AGENT: Final = "haclient/0.1.0 grpc-haclient"
 _PATH: Final = re.compile(r"/[\x21-\x7e]*")
@@ -140,6 +143,20 @@ class Channel:
         self.submit(stream, timeout_s)
         return stream
 
+    def stream(self, path: str, metadata: Metadata, timeout_s: float | None) -> BidiStream:
+        """Start a streaming call; ``timeout_s`` None means that it may last for ever.
+
+        Raises:
+            ValueError: If ``path`` or ``metadata`` cannot be sent; nothing was sent then.
+        """
+        block = self._blocks.get((path, metadata))
+        if block is None:
+            block = self._encode(path, metadata)
+        timeout_s = math.inf if timeout_s is None else timeout_s
+        stream = BidiStream(self, block, self.loop.time() + timeout_s)
+        self.submit(stream, timeout_s)
+        return stream
+
     def submit(self, stream: ClientStream, timeout_s: float) -> None:
         """Open a stream now, or queue it and connect."""
         if self._closed:
@@ -148,7 +165,8 @@ class Channel:
         if timeout_s <= 0:
             self.loop.call_soon(stream.expired)
             return
-        stream.slot = self.deadlines.add(stream, stream.deadline)
+        if timeout_s != math.inf:
+            stream.slot = self.deadlines.add(stream, stream.deadline)
         if not self.queue:
             connection = self._pick()
             if connection is not None:
