@@ -75,6 +75,44 @@ def wait_readable(
     poll(uri, readable, token=token, timeout_s=timeout_s)
 
 
+def count(uri: str, *, collection: str = COLLECTION, token: str = "", timeout_s: float = 60) -> int:
+    """Load the collection and count its rows, as soon as the server can; 0 if it does not exist."""
+    rows = 0
+
+    def counted(client: MilvusClient) -> bool:
+        nonlocal rows
+        if client.has_collection(collection, timeout=10):
+            client.load_collection(collection, timeout=30)
+            answer = client.query(collection, output_fields=["count(*)"], consistency_level="Strong", timeout=10)
+            rows = int(answer[0]["count(*)"])
+        return True
+
+    poll(uri, counted, token=token, timeout_s=timeout_s)
+    return rows
+
+
+def wait_settled(
+    uris: Sequence[str], *, collection: str = COLLECTION, rows: int, token: str = "", timeout_s: float = 120
+) -> None:
+    """Wait until every replica behind these proxies answers rightly again.
+
+    One good answer proves one replica: after a query node came back, some answers are still errors or incomplete.
+    """
+    keys = range(0, rows, max(1, rows // 5))
+
+    def settled(client: MilvusClient) -> bool:
+        for _ in range(10):
+            hits = client.search(collection, data=[vector(key) for key in keys], limit=1, timeout=10)
+            found = [answer[0]["id"] if answer else None for answer in hits]
+            if found != list(keys):
+                return False
+        return True
+
+    for uri in uris:
+        wait_readable(uri, collection=collection, rows=rows, token=token, timeout_s=timeout_s)
+        poll(uri, settled, token=token, timeout_s=timeout_s)
+
+
 def poll(uri: str, done: Callable[[MilvusClient], bool], *, token: str = "", timeout_s: float = 60) -> None:
     """Ask one server until ``done``; errors of Milvus count as not yet."""
     deadline = time.monotonic() + timeout_s

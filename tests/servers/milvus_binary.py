@@ -38,7 +38,8 @@ def unpacked() -> Path:
     if folder.exists():
         return folder
     spec = importlib.util.find_spec("milvus")
-    assert spec is not None and spec.submodule_search_locations, "pip install milvus==2.3.5"
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("pip install milvus==2.3.5")
     packed = sorted((Path(spec.submodule_search_locations[0]) / "data" / "bin").glob("*.lzma"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place as a whole: other test runs may be unpacking at the same time.

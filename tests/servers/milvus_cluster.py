@@ -71,7 +71,7 @@ class Role(ServerProcess):
         )
 
     async def check(self) -> None:
-        """A proxy answers real calls; of the others ``/healthz`` says OK before they serve, so their port counts too."""
+        """A proxy answers real calls; of the others ``/healthz`` says OK before they serve, so ports count too."""
         if "proxy" in self.arguments:
             await check_milvus(self.port, self.cluster.token)
             return

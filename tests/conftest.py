@@ -1,0 +1,137 @@
+"""Fixtures for all tests: real servers, and event loops.
+
+Servers are bound to no event loop, so those that live as long as the test run are started and healed by plain
+fixtures on a loop of their own: a test that runs on uvloop gets the same servers as one that does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from haclient.drill.faults import ToxicProxy
+from haclient.drill.launch import LiteServer
+from tests.servers import etcd, fill, milvus_binary
+from tests.servers.milvus_cluster import DistributedMilvus
+from tests.servers.milvus_standalone import StandaloneServer
+from tests.servers.shared import ROWS, LiteFactory, StandalonePair, ToxicFactory
+
+T = TypeVar("T")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_loops: run this async test on asyncio's own loop and on uvloop")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], Any]]:
+    factories: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
+    if item.get_closest_marker("both_loops") and importlib.util.find_spec("uvloop") is not None:
+        import uvloop
+
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+def missing_for(mark: str) -> str:
+    """What a test with this mark lacks on this machine, "" if nothing."""
+    if mark in ("live", "cluster") and not milvus_binary.available():
+        return "needs the PyPI package milvus 2.3.5 (Linux on x86-64)"
+    if mark == "cluster" and not etcd.available():
+        return "needs etcd (apt-get install etcd-server)"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in ("live", "cluster"):
+            if item.get_closest_marker(mark) and (reason := missing_for(mark)):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop of its own, without touching the one of the test."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@pytest.fixture
+async def lite_server(tmp_path: Path) -> AsyncIterator[LiteFactory]:
+    """``await lite_server()`` starts one more milvus-lite; all end with the test. Arguments go to `LiteServer`."""
+    servers: list[LiteServer] = []
+
+    async def make(folder: Path | str | None = None, **options: Any) -> LiteServer:
+        name = f"lite{len(servers)}"
+        server = LiteServer(folder or tmp_path / name, **{"name": name, **options})
+        servers.append(server)
+        await server.start()
+        return server
+
+    try:
+        yield make
+    finally:
+        for server in servers:
+            await server.close()
+
+
+@pytest.fixture
+async def toxic(request: pytest.FixtureRequest) -> AsyncIterator[ToxicFactory]:
+    """``await toxic(port)`` puts one more `ToxicProxy` in front of a port; all end with the test."""
+    proxies: list[ToxicProxy] = []
+
+    async def make(target_port: int, **options: Any) -> ToxicProxy:
+        proxy = ToxicProxy(target_port, **options)
+        proxies.append(proxy)
+        await proxy.accept()
+        return proxy
+
+    try:
+        yield make
+    finally:
+        for proxy in proxies:
+            await proxy.aclose()
+
+
+@pytest.fixture(scope="session")
+def _standalone_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandalonePair]:
+    if reason := missing_for("live"):
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("standalone")
+    pair = StandalonePair(StandaloneServer(folder / "a", name="a"), StandaloneServer(folder / "b", name="b"))
+    try:
+        run(pair.heal())
+        yield pair
+    finally:
+        run(pair.close())
+
+
+@pytest.fixture
+def standalone_pair(_standalone_pair: StandalonePair) -> Iterator[StandalonePair]:
+    """Two real Milvus with data, whole at the start of each test whatever the last one did to them."""
+    yield _standalone_pair
+    run(_standalone_pair.heal())
+
+
+@pytest.fixture(scope="session")
+def _distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DistributedMilvus]:
+    if reason := missing_for("cluster"):
+        pytest.skip(reason)
+    cluster = DistributedMilvus(tmp_path_factory.mktemp("cluster"))
+    try:
+        run(cluster.start())
+        fill.fill(cluster.uris[:1], rows=ROWS, replicas=2)
+        yield cluster
+    finally:
+        run(cluster.close())
+
+
+@pytest.fixture
+def distributed(_distributed: DistributedMilvus) -> Iterator[DistributedMilvus]:
+    """A distributed Milvus with `ROWS` rows in two replicas, whole at the start of each test."""
+    yield _distributed
+    run(_distributed.heal())
+    fill.wait_settled(_distributed.uris, rows=ROWS)

@@ -1,0 +1,53 @@
+"""What the shared fixtures of `tests/conftest.py` give to tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from haclient.drill.faults import ToxicProxy
+from haclient.drill.launch import LiteServer
+from tests.servers import fill
+from tests.servers.milvus_standalone import StandaloneServer
+
+#: Rows of `fill.COLLECTION` on each server of `standalone_pair` and `distributed`.
+ROWS = 500
+
+LiteFactory = Callable[..., Awaitable[LiteServer]]
+ToxicFactory = Callable[..., Awaitable[ToxicProxy]]
+
+
+@dataclass(frozen=True)
+class StandalonePair:
+    """Two real Milvus, each a cluster of its own, with the same `ROWS` rows in `fill.COLLECTION`."""
+
+    a: StandaloneServer
+    b: StandaloneServer
+
+    @property
+    def both(self) -> tuple[StandaloneServer, StandaloneServer]:
+        return self.a, self.b
+
+    @property
+    def uris(self) -> list[str]:
+        return [self.a.uri, self.b.uri]
+
+    async def start(self) -> None:
+        await asyncio.gather(*(server.start() for server in self.both))
+
+    async def heal(self) -> None:
+        """Thaw, start what is dead, load, and fill again where rows were changed."""
+        for server in self.both:
+            server.thaw()
+        await self.start()
+        await asyncio.gather(*(asyncio.to_thread(_heal_data, server.uri) for server in self.both))
+
+    async def close(self) -> None:
+        for server in self.both:
+            await server.close()
+
+
+def _heal_data(uri: str) -> None:
+    if fill.count(uri) != ROWS:
+        fill.fill([uri], rows=ROWS)
