@@ -1,1 +1,53 @@
-"""haclient."""
+"""haclient: an HA-aware client for Milvus whose reads survive the failure of any single server.
+
+    from haclient import AsyncMilvusClient
+
+    client = AsyncMilvusClient(uri=["http://10.0.0.1:19530", "http://10.0.0.2:19530"])
+
+Everything else of it is pymilvus' own `AsyncMilvusClient`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from haclient.errors import (
+    AccessDenied,
+    CallError,
+    ConfigError,
+    DeadlineExceeded,
+    HAClientError,
+    PoisonedCall,
+    Unavailable,
+    WriteNotConfirmed,
+    WriteRefused,
+)
+
+if TYPE_CHECKING:
+    from haclient.client import AsyncMilvusClient
+
+__version__ = _version("haclient")
+
+__all__ = [
+    "AccessDenied",
+    "AsyncMilvusClient",
+    "CallError",
+    "ConfigError",
+    "DeadlineExceeded",
+    "HAClientError",
+    "PoisonedCall",
+    "Unavailable",
+    "WriteNotConfirmed",
+    "WriteRefused",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import pymilvus (about a second) only when the client is wanted."""
+    if name == "AsyncMilvusClient":
+        from haclient.client import AsyncMilvusClient  # noqa: PLC0415
+
+        return AsyncMilvusClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -161,6 +161,8 @@ class Attempt:
         error: The transport's error, if there was no reply.
         reason: One line for a person: what went wrong here.
         hedge: It was started as a hedge.
+        code: Milvus' error code in the reply, or the gRPC code if that was not OK; 0 if neither.
+        rejected: The server certainly did not carry the request out, so even a write may be sent again.
     """
 
     endpoint: str
@@ -172,6 +174,8 @@ class Attempt:
     error: WireError | None = None
     reason: str = ""
     hedge: bool = False
+    code: int = 0
+    rejected: bool = False
 
     @property
     def sent(self) -> bool:
@@ -199,6 +203,8 @@ class Call:
         idempotent: Whether this request may be sent twice (decided from method and message).
         hedgeable: Whether a second copy may run beside the first.
         pin: Name of the only cluster that may serve it, or None.
+        guarantee_timestamp: The hybrid timestamp the request asks to be as fresh as, if it names one that
+            some cluster handed out (values up to 2 are levels, not timestamps); 0 if it does not.
         attempts: Every try so far, oldest first; the one part that grows.
     """
 
@@ -211,6 +217,7 @@ class Call:
     idempotent: bool = False
     hedgeable: bool = False
     pin: str | None = None
+    guarantee_timestamp: int = 0
     attempts: list[Attempt] = field(default_factory=list)
 
 

@@ -14,7 +14,8 @@
         ├── DeadlineExceeded     time ran out first
         ├── PoisonedCall         this very request was seen to kill servers: do not send it again
         ├── WriteNotConfirmed    a write may or may not have happened: read before repeating it
-        └── WriteRefused         nothing was sent: configure where writes go
+        ├── WriteRefused         nothing was sent: configure where writes go
+        └── AccessDenied         the servers refuse the credentials, or what they allow
 
 A branch means different behaviour for the caller. In the drop-in clients the `CallError`s are also
 `pymilvus.exceptions.MilvusException`s, so ``except`` clauses written for pymilvus keep working.
@@ -33,7 +34,6 @@ class HAClientError(Exception):
     """Base of every error raised by haclient."""
 
 
-@final
 class ConfigError(HAClientError, ValueError):
     """The configuration is wrong; the message names the key and what to write instead."""
 
@@ -128,6 +128,10 @@ class WriteNotConfirmed(CallError):
 
 class WriteRefused(CallError):
     """The write was not sent: several clusters are configured and nothing says how to write to them."""
+
+
+class AccessDenied(CallError):
+    """The server refused the credentials, or does not allow them this call."""
 
 
 def describe(summary: str, attempts: Sequence[Attempt]) -> str:

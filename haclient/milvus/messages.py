@@ -251,6 +251,13 @@ def read_keys(collection: str, key: str, keys: Sequence[Key], *, database: str =
     return _request("Query", _query(collection, f"{key} in [{listed}]", key, database, fresh=fresh), database)
 
 
+def read_where(collection: str, key: str, expression: str, *, database: str = "") -> Request:
+    """Read the keys of the rows that match an expression, Eventually: a canary in the user's own words."""
+    message = _query(collection, expression, key, database, fresh=False)
+    message.query_params.add(key="limit", value="1000")
+    return _request("Query", message, database)
+
+
 def _query(collection: str, expr: str, key: str, database: str, *, fresh: bool) -> Any:
     return milvus_pb2.QueryRequest(
         db_name=database,

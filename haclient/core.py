@@ -1,0 +1,261 @@
+"""The core: fleet, policies and wire put together. Every front door stands on it.
+
+The stack of a call, outermost first; each layer says why it stands where it does:
+
+    observe      counts what the application saw, so it must see everything below
+    retry        above quarantine and hedge: a retry is a fresh, hedged try
+    quarantine   above hedge: a suspect is not hedged
+    hedge        above the fleet: each attempt of a race goes to another endpoint
+    fleet.send   picks, takes the breaker's permit, rewrites for the cluster and hands the bytes to the wire
+
+A call's deadline is one absolute moment. The race enforces it with the timer it has anyway, and a retry is not
+started that would end after it, so no layer of its own is needed for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import final
+
+from haclient.call import Action, Attempt, Call, Handler, Kind, Metadata, Method, Reply
+from haclient.config import Config, Timeouts
+from haclient.errors import CallError, ConfigError, DeadlineExceeded, WriteRefused
+from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
+from haclient.fleet.fleet import Connect, Fleet, routes_as_write
+from haclient.fleet.keeper import Keeper
+from haclient.fleet.model import FleetView
+from haclient.milvus.requests import inspect
+from haclient.policy.budget import Budget
+from haclient.policy.hedge import Hedging
+from haclient.policy.quarantine import Quarantine
+from haclient.policy.retry import Retrying
+
+_TIMEOUT_FIELDS = {
+    Kind.READ: "read_s",
+    Kind.PROBE: "read_s",
+    Kind.SESSION: "read_s",
+    Kind.WRITE: "write_s",
+    Kind.DDL: "ddl_s",
+    Kind.ADMIN: "ddl_s",
+    Kind.ACCESS: "ddl_s",
+}
+
+
+@final
+class Core:
+    """One client's fleet and policies, bound to one event loop.
+
+    Args:
+        config: What is configured.
+        connect: Makes transports; the wire's, or a simulation's.
+        bus: Takes events.
+        rng: Source of all randomness.
+        loop: The loop to live on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        connect: Connect,
+        bus: EventBus,
+        rng: random.Random,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.loop = loop
+        self.bus = bus
+        self._rng = rng
+        self.fleet = Fleet(config, connect, bus, loop, rng)
+        self.keeper = Keeper(self.fleet, bus, loop, rng)
+        self._starting: asyncio.Future[None] | None = None
+        self._started = False
+        self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
+        self._timeouts = _by_kind(config.timeouts)
+        self._stack = self._assemble(config)
+
+    def _assemble(self, config: Config) -> Handler:
+        fleet, budget, loop, bus = self.fleet, self._budget, self.loop, self.bus
+        hedge = Hedging(fleet.send, fleet.suspect, config.hedge, budget, loop, bus)
+        quarantine = Quarantine(hedge, config.retry.quarantine_s, loop, bus)
+        return Retrying(quarantine, fleet.untried, config.retry, budget, loop, self._rng, bus)
+
+    async def start(self) -> None:
+        """Probe the endpoints and return as soon as one serves, or none can.
+
+        Concurrent callers share one start.
+
+        Raises:
+            ConfigError: Endpoints declared as one cluster are not.
+        """
+        if self._started:
+            return
+        if self._starting is None:
+            self._starting = self.loop.create_task(self.keeper.start())
+        starting = self._starting
+        try:
+            await asyncio.shield(starting)
+        except BaseException:
+            if starting.done():
+                self._starting = None
+            raise
+        self._started = True
+
+    async def aclose(self) -> None:
+        """Stop probing and close every connection; calls under way fail."""
+        await self.keeper.aclose()
+        await self.fleet.aclose()
+
+    async def request(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Reply:
+        """Answer one unary call of the application.
+
+        Args:
+            method: Which RPC.
+            message: The serialised request.
+            metadata: The application's metadata, without authorisation.
+            timeout_s: Time allowed, seconds; None takes the configured one for this kind of method.
+
+        Returns:
+            What a server answered; its body or gRPC status may carry an error that is the request's own fault.
+
+        Raises:
+            CallError: No server could be brought to answer.
+            ConfigError: At start-up, see `start`.
+        """
+        if not self._started:
+            await self.start()
+        call = self._call(method, message, metadata, timeout_s)
+        fleet = self.fleet
+        if routes_as_write(method.kind) and not fleet.single_cluster():
+            raise _refused(call, fleet)
+        return await self._observe(call)
+
+    def _call(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Call:
+        facts = inspect(method, message, metadata)
+        if facts.needs_key:
+            key = self.fleet.keys.get((facts.database, facts.collection))
+            if key is not None:
+                facts = inspect(method, message, metadata, key)
+        now = self.loop.time()
+        if timeout_s is None:
+            timeout_s = self._timeouts[method.kind]
+        elif timeout_s <= 0:
+            raise DeadlineExceeded(f"{method.name}: the timeout given, {timeout_s} s, leaves no time; give more than 0")
+        call = Call(
+            method,
+            message,
+            metadata,
+            now + timeout_s,
+            facts.collection,
+            facts.database,
+            facts.idempotent,
+            facts.hedgeable,
+        )
+        if facts.guarantee_timestamp > 2:
+            call.guarantee_timestamp = facts.guarantee_timestamp
+            call.pin = self.fleet.owner(facts.guarantee_timestamp)
+        if facts.pinned and call.pin is None:
+            call.pin = self.fleet.home(call)
+        return call
+
+    async def _observe(self, call: Call) -> Reply:
+        """Count what the application saw. Outermost: it must see everything below."""
+        loop = self.loop
+        start = loop.time()
+        self._budget.deposit(start)
+        outcome = "cancelled"
+        try:
+            reply: Reply = await self._stack(call)
+            outcome = "ok" if call.attempts[-1].action is Action.OK or _winner(call) is not None else "error"
+        except CallError as error:
+            outcome = type(error).__name__
+            raise
+        else:
+            self.fleet.learn(call, reply)
+            return reply
+        finally:
+            if self.bus:
+                self._report(call, outcome, loop.time() - start)
+
+    def _report(self, call: Call, outcome: str, took_s: float) -> None:
+        winner = _winner(call)
+        attempts = call.attempts
+        now = self.loop.time()
+        if winner is not None and winner is not attempts[0]:
+            first = attempts[0]
+            if (first.cluster, first.endpoint) != (winner.cluster, winner.endpoint):
+                self.bus.emit(
+                    FailedOver(
+                        at=now,
+                        method=call.method.name,
+                        from_cluster=first.cluster,
+                        from_endpoint=first.endpoint,
+                        to_cluster=winner.cluster,
+                        to_endpoint=winner.endpoint,
+                    )
+                )
+        self.bus.emit(
+            CallFinished(
+                at=now,
+                method=call.method.name,
+                kind=call.method.kind.value,
+                collection=call.collection,
+                outcome=outcome,
+                duration_s=took_s,
+                cluster=winner.cluster if winner else "",
+                endpoint=winner.endpoint if winner else "",
+                attempts=len(attempts),
+                hedges=sum(a.hedge for a in attempts),
+            )
+        )
+
+    # Looking at it and steering it.
+
+    def view(self) -> FleetView:
+        """Freeze the fleet for someone to look at."""
+        return self.fleet.view()
+
+    async def refresh(self) -> FleetView:
+        """Probe every endpoint and every loaded collection now, and freeze what was found."""
+        if not self._started:
+            await self.start()
+        await self.keeper.examine()
+        return self.fleet.view()
+
+    def reconfigure(self, config: Config) -> None:
+        """Go over to another configuration without losing a call."""
+        self.fleet.reconfigure(config)
+        self._timeouts = _by_kind(config.timeouts)
+        self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
+        self._stack = self._assemble(config)
+
+    async def follow(self, stamp: Callable[[], object], read: Callable[[], Config], every_s: float = 1.0) -> None:
+        """Reconfigure whenever ``stamp()`` (of a file, say) changes and the configuration read is sound."""
+        seen = stamp()
+        while True:
+            await asyncio.sleep(every_s)
+            now = stamp()
+            if now == seen:
+                continue
+            seen = now
+            try:
+                self.reconfigure(read())
+            except (ConfigError, OSError) as error:
+                self.bus.emit(ConfigRejected(at=self.loop.time(), reason=str(error)))
+
+
+def _winner(call: Call) -> Attempt | None:
+    return next((a for a in call.attempts if a.action is Action.OK), None)
+
+
+def _by_kind(timeouts: Timeouts) -> dict[Kind, float]:
+    return {kind: getattr(timeouts, name) for kind, name in _TIMEOUT_FIELDS.items()}
+
+
+def _refused(call: Call, fleet: Fleet) -> WriteRefused:
+    names = ", ".join(cluster.name for cluster in fleet.clusters)
+    return WriteRefused(
+        f"{call.method.name} {call.collection}: not sent. There are {len(fleet.clusters)} clusters ({names}) and "
+        'replication = "none", so a write to one would make them differ. Write to one cluster with a client of its '
+        "own, or, if these are endpoints of one cluster, list them under one [[cluster]]."
+    )

@@ -1,0 +1,108 @@
+"""Failures that give no error: the endpoint that hangs, and the one that is much slower than its peers.
+
+Decision made here:
+
+- *Stalled*: when an attempt takes longer than usual, a PING goes out on the same connection. HTTP/2 answers a
+  PING from its connection loop, so a busy server still answers while a stopped process, a black hole or a
+  dead host does not. No answer and no reply within ``ping_timeout_s`` opens the breaker: it takes one
+  slow call, not a run of time-outs, to find a frozen server.
+- *Slow*: an endpoint that keeps losing to hedges, or whose probes are slow, is compared with the median of the
+  other endpoints of the fleet. It must be slower by a ratio *and* by an amount, so that two fast endpoints are
+  never told apart by noise, and at most half the fleet is set aside for slowness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Iterable
+from typing import final
+
+from haclient.config import Health
+from haclient.errors import WireError
+from haclient.fleet import breaker
+from haclient.fleet.node import Node, PeakEwma
+
+#: Hedges lost in a row before an endpoint is compared with the others.
+_LOSSES = 3
+#: A timer this late means that our own event loop was blocked: what it shows is ours, not the server's.
+_LATE_S = 0.05
+
+
+@final
+class Detector:
+    """Opens the gates of endpoints that stall or lag.
+
+    Args:
+        nodes: Every node of the fleet, now.
+        settings: Time-outs and ratios.
+        loop: Runs the timers; its time is the clock.
+    """
+
+    def __init__(self, nodes: Callable[[], Iterable[Node]], settings: Health, loop: asyncio.AbstractEventLoop) -> None:
+        self._nodes = nodes
+        self._settings = settings
+        self._loop = loop
+
+    def suspect(self, node: Node) -> None:
+        """Check whether an endpoint that is taking long is there at all."""
+        if node.pinging or node.gate.state == breaker.OPEN:
+            return
+        node.pinging = True
+        _Ping(self, node, self._loop, self._settings.ping_timeout_s)
+
+    def lost(self, node: Node) -> None:
+        """Look at an endpoint that has lost to a hedge."""
+        if node.losses >= _LOSSES and node.gate.state == breaker.CLOSED:
+            reason = self.lagging(node, node.latency.value, lambda other: other.latency)
+            if reason:
+                node.gate.open(reason)
+
+    def lagging(self, node: Node, mine: float, latency: Callable[[Node], PeakEwma]) -> str:
+        """Say why an endpoint that took ``mine`` seconds counts as too slow beside the others, or ""."""
+        others = [n for n in self._nodes() if n is not node and not n.drained and not n.refused]
+        usable = [n for n in others if n.gate.state == breaker.CLOSED and latency(n).seen]
+        if not usable or (node.gate.state == breaker.CLOSED and 2 * len(usable) < len(others)):
+            return ""
+        median = statistics.median(latency(n).value for n in usable)
+        settings = self._settings
+        if mine < settings.slow_ratio * median or mine < settings.slow_excess_s + median:
+            return ""
+        return f"slow: {mine * 1e3:.0f} ms where the others take {median * 1e3:.0f} ms"
+
+
+@final
+class _Ping:
+    """One PING and the timer that waits for its answer."""
+
+    __slots__ = ("_detector", "_loop", "_node", "_sent_at", "_timeout_s", "_timer")
+
+    def __init__(self, detector: Detector, node: Node, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._detector = detector
+        self._node = node
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._sent_at = loop.time()
+        self._timer: asyncio.TimerHandle | None = loop.call_later(timeout_s, self._silent, self._sent_at + timeout_s)
+        node.data.ping(self._answered)
+
+    def _answered(self, outcome: float | WireError) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._node.pinging = False
+
+    def _silent(self, due: float) -> None:
+        node, now = self._node, self._loop.time()
+        if now - due > _LATE_S:
+            self._timer = self._loop.call_later(self._timeout_s, self._silent, now + self._timeout_s)
+            return
+        self._timer = None
+        node.pinging = False
+        if node.heard_at >= self._sent_at or node.gate.state == breaker.OPEN:
+            return
+        reason = f"stalled: no answer to a PING within {self._timeout_s * 1e3:.0f} ms"
+        node.last_error = reason
+        node.gate.open(reason)
+        for flight in [f for f in node.flights if f.call.idempotent]:
+            flight.abort(reason)

@@ -1,0 +1,410 @@
+"""The fleet: every cluster and endpoint, and the one step that turns a call into an attempt.
+
+Decision made here: `Fleet.send` is synchronous. Picking, taking the permit, rewriting for the cluster and
+handing the bytes to the transport is one step without an await, so no other call can come between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import final
+
+from haclient.call import Attempt, Call, Kind, Reply, Transport
+from haclient.config import ClusterConfig, Config, EndpointConfig
+from haclient.errors import ConfigError
+from haclient.events import (
+    AttemptFinished,
+    ClusterRecognised,
+    DataAlarm,
+    EndpointChanged,
+    EventBus,
+    FleetReconfigured,
+    ReadinessChanged,
+)
+from haclient.fleet import breaker, identity
+from haclient.fleet.balancer import Balancer
+from haclient.fleet.breaker import Gate
+from haclient.fleet.detector import Detector
+from haclient.fleet.flight import Done, Flight
+from haclient.fleet.model import FleetView, State
+from haclient.fleet.node import Cluster, Key, Node
+from haclient.milvus import messages
+from haclient.milvus.requests import KeyField, inspect
+from haclient.milvus.timestamps import Timestamps
+
+#: Makes the transport to one endpoint; ``probe`` asks for the one that carries probes.
+Connect = Callable[[ClusterConfig, EndpointConfig, bool], Transport]
+
+#: Collections asked for within this time are kept under watch by probes, seconds.
+_IN_USE_S = 600.0
+#: Readiness entries kept per endpoint.
+_MOST_READY = 1024
+
+
+@final
+class Fleet:
+    """All clusters of one client.
+
+    Args:
+        config: What is configured.
+        connect: Makes transports.
+        bus: Takes events.
+        loop: Its time is the clock.
+        rng: Source of randomness.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        connect: Connect,
+        bus: EventBus,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+    ) -> None:
+        self.config = config
+        self.clock = loop.time
+        self.timestamps = Timestamps()
+        self.clusters: list[Cluster] = []
+        self.on_added: Callable[[Node], None] = _ignore
+        self.on_removed: Callable[[Node], None] = _ignore
+        #: Primary keys of collections, as described; they decide whether a write may be repeated.
+        self.keys: dict[Key, KeyField] = {}
+        self._homes: dict[Key, str] = {}
+        self._connect = connect
+        self._bus = bus
+        self._rng = rng
+        self._closing: set[asyncio.Task[None]] = set()
+        self._loop = loop
+        self.balancer = Balancer(self.nodes, config.zone, self.clock, rng)
+        self.detector = Detector(self.nodes, config.health, loop)
+        for cluster in config.clusters:
+            self._add_cluster(cluster)
+
+    # What is in it.
+
+    def nodes(self) -> Iterator[Node]:
+        """Every endpoint, in the order configured."""
+        return (node for cluster in self.clusters for node in cluster.nodes)
+
+    def view(self) -> FleetView:
+        """Freeze it for someone to look at."""
+        now = self.clock()
+        return FleetView(tuple(cluster.view(now) for cluster in self.clusters), now)
+
+    def in_use(self) -> list[Key]:
+        """Return the collections that the application has asked for lately."""
+        return self.balancer.collections(self.clock() - _IN_USE_S)
+
+    # The path of a call.
+
+    def send(self, call: Call, hedge: bool, done: Done) -> Flight | None:
+        """Start one attempt on the best endpoint not tried yet.
+
+        Args:
+            call: What to send; the attempt is appended to it.
+            hedge: Whether this is a hedge: it goes to another endpoint than those under way or not at all.
+            done: Gets the finished attempt, unless the flight is cancelled first.
+
+        Returns:
+            The flight, or None if there is no endpoint to send it to.
+        """
+        attempts = call.attempts
+        tried = self._tried(attempts) if attempts else ()
+        picked = self.balancer.pick(call, tried)
+        if picked is None:
+            return None
+        node, permit = picked
+        if hedge and (node in tried or permit == breaker.REFUSED):
+            node.gate.record(permit, None)
+            return None
+        now = self.clock()
+        attempt = Attempt(node.name, node.cluster.name, now, None, None, None, None, "", hedge)
+        attempts.append(attempt)
+        message = call.message
+        if call.guarantee_timestamp and len(self.clusters) > 1:
+            facts = inspect(call.method, message)
+            name, count = node.cluster.name, len(self.clusters)
+            message = self.timestamps.for_cluster(call.method, message, facts, name, clusters=count)
+        flight = Flight(self, call, node, permit, attempt, done)
+        flight.launch(message, call.deadline - now)
+        return flight
+
+    def _tried(self, attempts: list[Attempt]) -> tuple[Node, ...]:
+        seen = {(a.cluster, a.endpoint) for a in attempts}
+        return tuple(node for node in self.nodes() if (node.cluster.name, node.name) in seen)
+
+    def finished(self, call: Call, attempt: Attempt) -> None:
+        """Tell listeners of a finished attempt."""
+        if self._bus:
+            assert attempt.ended is not None
+            assert attempt.action is not None
+            self._bus.emit(
+                AttemptFinished(
+                    at=attempt.ended,
+                    cluster=attempt.cluster,
+                    endpoint=attempt.endpoint,
+                    method=call.method.name,
+                    action=attempt.action.value,
+                    duration_s=attempt.ended - attempt.started,
+                    hedge=attempt.hedge,
+                    reason=attempt.reason,
+                )
+            )
+
+    def suspect(self, flight: Flight) -> None:
+        """Look into an attempt that takes longer than usual."""
+        self.detector.suspect(flight.node)
+
+    def untried(self, call: Call) -> bool:
+        """Say whether a healthy endpoint is left that the call has not been sent to."""
+        tried = self._tried(call.attempts)
+        return any(
+            n not in tried and not n.drained and not n.refused and n.gate.state != breaker.OPEN
+            for n in self.nodes()
+            if call.pin is None or n.cluster.name == call.pin
+        )
+
+    def home(self, call: Call) -> str | None:
+        """Return the cluster that takes the calls on this collection which must not change cluster.
+
+        The first call settles it; it stays while one of the cluster's endpoints is in rotation.
+        """
+        if self.single_cluster():
+            return None
+        key = (call.database, call.collection)
+        name = self._homes.get(key)
+        if name is None or not any(c.name == name and any(not n.drained for n in c.nodes) for c in self.clusters):
+            picked = self.balancer.pick(call)
+            if picked is None:
+                return None
+            node, permit = picked
+            node.gate.record(permit, None)
+            if len(self._homes) >= _MOST_READY:
+                self._homes.clear()
+            name = self._homes[key] = node.cluster.name
+        return name
+
+    def owner(self, timestamp: int) -> str | None:
+        """Return the cluster that handed out a timestamp, if there are several and it is known."""
+        return None if self.single_cluster() else self.timestamps.owner(timestamp)
+
+    # What is learnt.
+
+    def learn(self, call: Call, reply: Reply) -> None:
+        """Learn from an answer that passes through: timestamps of writes, primary keys of collections."""
+        name = call.method.name
+        if name == "DescribeCollection" and reply.code == 0:
+            with suppress(ValueError):
+                key = messages.read_collection(reply.message).key
+                if key is not None:
+                    self.keys[call.database, call.collection] = key
+        elif call.method.kind is Kind.WRITE and len(self.clusters) > 1:
+            cluster = call.attempts[-1].cluster
+            self.timestamps.observe_write(cluster, call.database, call.collection, reply.message)
+
+    def mark(self, node: Node, key: Key, ready: bool, reason: str) -> None:
+        """Note whether an endpoint can serve a collection now."""
+        before = node.ready.get(key)
+        if before is ready:
+            return
+        if len(node.ready) >= _MOST_READY:
+            node.ready.clear()
+        node.ready[key] = ready
+        if ready is (before is None):
+            # Ready, as was assumed: nothing changes for the balancer, and nobody needs to hear of it.
+            return
+        self.balancer.changed()
+        if not ready:
+            node.wake()
+        if self._bus:
+            database, collection = key
+            self._bus.emit(
+                ReadinessChanged(
+                    at=self.clock(),
+                    cluster=node.cluster.name,
+                    endpoint=node.name,
+                    database=database,
+                    collection=collection,
+                    ready=ready,
+                    reason=reason,
+                )
+            )
+
+    def lost(self, node: Node, key: Key) -> bool:
+        """Say whether "collection not found" may be this endpoint's fault: another one may still have it."""
+        return any(n is not node and not n.drained and n.ready.get(key) is not False for n in self.nodes())
+
+    def alarm(self, node: Node, key: Key, reason: str) -> None:
+        """Take an endpoint out for one collection, and tell the operator why."""
+        self.mark(node, key, False, reason)
+        self._bus.emit(
+            DataAlarm(at=self.clock(), cluster=node.cluster.name, endpoint=node.name, collection=key[1], reason=reason)
+        )
+
+    def _changed(self, node: Node, before: State, reason: str) -> None:
+        now = self.clock()
+        self.balancer.changed()
+        after = node.state(now)
+        if self._bus and after is not before:
+            self._bus.emit(
+                EndpointChanged(
+                    at=now,
+                    cluster=node.cluster.name,
+                    endpoint=node.name,
+                    before=before.value,
+                    after=after.value,
+                    reason=reason,
+                )
+            )
+
+    def _gate_changed(self, node: Node, before: int, after: int, reason: str) -> None:
+        now = self.clock()
+        states = {breaker.OPEN: State.DOWN, breaker.HALF_OPEN: State.PROBATION, breaker.CLOSED: State.UP}
+        if after == breaker.CLOSED:
+            health = self.config.health
+            node.joined_at, node.ramp_s = now, health.slow_start_s
+            node.preferred_at = now + health.failback_dwell_s * (1.0 + 0.2 * self._rng.random())
+            node.losses = 0
+        elif after == breaker.OPEN:
+            node.last_error = reason
+            node.wake()
+        self._changed(node, states[before], reason)
+
+    # Maintenance.
+
+    def drain(self, name: str, drained: bool = True) -> None:
+        """Take an endpoint or a whole cluster out of rotation, or back in.
+
+        Calls under way finish. Raises `ConfigError` if nothing has that name.
+        """
+        found = [n for n in self.nodes() if name in (n.name, n.cluster.name)]
+        if not found:
+            known = ", ".join(f"{n.cluster.name}/{n.name}" for n in self.nodes())
+            raise ConfigError(f"no endpoint or cluster is named {name!r}; there are: {known}")
+        for node in found:
+            before = node.state(self.clock())
+            node.drained = drained
+            self._changed(node, before, "drained by the operator" if drained else "put back by the operator")
+
+    def recognise(self) -> None:
+        """Compare what the endpoints hold; merge clusters given apart that are one.
+
+        Raises:
+            ConfigError: Endpoints declared as one cluster hold different collections.
+        """
+        for cluster in self.clusters:
+            for node, other in identity.strangers(cluster):
+                node.refused = (
+                    f"declared in cluster {cluster.name!r} beside {other.name}, but it holds other collections "
+                    "(same names, different ids): it belongs to another cluster; give it a [[cluster]] of its own"
+                )
+                self.balancer.changed()
+                raise ConfigError(f"endpoint {node.name}: {node.refused}")
+        for first, second in identity.same(self.clusters):
+            self._merge(first, second)
+
+    def _merge(self, first: Cluster, second: Cluster) -> None:
+        for node in second.nodes:
+            node.cluster = first
+        first.nodes.extend(second.nodes)
+        self.clusters.remove(second)
+        self.balancer.changed()
+        self._bus.emit(ClusterRecognised(at=self.clock(), clusters=(first.name, second.name)))
+
+    def reconfigure(self, config: Config) -> None:
+        """Go over to another configuration: what is the same stays connected, what is gone finishes its calls."""
+        old = {(node.cluster.config, node.address): node for node in self.nodes()}
+        kept: set[Node] = set()
+        added: list[str] = []
+        self.config = config
+        self.clusters = []
+        for wanted in config.clusters:
+            cluster = Cluster(wanted)
+            self.clusters.append(cluster)
+            for endpoint in wanted.endpoints:
+                node = next((n for (c, a), n in old.items() if a == endpoint.address and _alike(c, wanted)), None)
+                if node is None or node in kept:
+                    node = self._add_node(cluster, endpoint)
+                    added.append(node.name)
+                else:
+                    node.cluster, node.name = cluster, endpoint.name
+                    cluster.nodes.append(node)
+                    kept.add(node)
+        removed = [node for node in old.values() if node not in kept]
+        for node in removed:
+            self._retire(node)
+        self.balancer = Balancer(self.nodes, config.zone, self.clock, self._rng)
+        self.detector = Detector(self.nodes, config.health, self._loop)
+        names = tuple(node.name for node in removed)
+        self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=len(kept)))
+
+    def set_endpoints(self, cluster: Cluster, endpoints: list[EndpointConfig]) -> None:
+        """Replace a cluster's endpoints by those discovery has found."""
+        wanted = {endpoint.address: endpoint for endpoint in endpoints}
+        have = {node.address: node for node in cluster.nodes}
+        for address in wanted.keys() - have.keys():
+            self._add_node(cluster, wanted[address])
+        for address in have.keys() - wanted.keys():
+            cluster.nodes.remove(have[address])
+            self._retire(have[address])
+        self.balancer.changed()
+
+    def _add_cluster(self, config: ClusterConfig) -> None:
+        cluster = Cluster(config)
+        self.clusters.append(cluster)
+        for endpoint in config.endpoints:
+            self._add_node(cluster, endpoint)
+
+    def _add_node(self, cluster: Cluster, endpoint: EndpointConfig) -> Node:
+        gate = Gate(endpoint.name, self.config.breaker, self.clock, lambda b, a, r: self._gate_changed(node, b, a, r))
+        data = self._connect(cluster.config, endpoint, False)
+        probe = self._connect(cluster.config, endpoint, True)
+        node = Node(endpoint.name, endpoint.address, cluster, data, probe, gate)
+        cluster.nodes.append(node)
+        self.on_added(node)
+        return node
+
+    def _retire(self, node: Node) -> None:
+        node.drained = True
+        self.on_removed(node)
+        task = self._loop.create_task(self._close(node))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close(self, node: Node) -> None:
+        limit = self.clock() + self.config.timeouts.read_s
+        while node.flights and self.clock() < limit:
+            await asyncio.sleep(0.05)
+        await node.data.aclose()
+        await node.probe.aclose()
+
+    async def aclose(self) -> None:
+        """Close every transport; calls under way fail."""
+        for task in list(self._closing):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        for node in list(self.nodes()):
+            await node.data.aclose()
+            await node.probe.aclose()
+
+    def single_cluster(self) -> bool:
+        """Whether writes have one place to go."""
+        return len(self.clusters) == 1
+
+
+def routes_as_write(kind: Kind) -> bool:
+    """Say whether a call of this kind changes something that other clusters would not hear of."""
+    return kind in (Kind.WRITE, Kind.DDL, Kind.ADMIN, Kind.ACCESS)
+
+
+def _alike(old: ClusterConfig, new: ClusterConfig) -> bool:
+    """Whether connections made for one serve the other: the same credentials and TLS."""
+    same = {"name", "endpoints", "zone", "priority", "weight", "healthz_url", "discovery"}
+    return old.model_copy(update={k: getattr(new, k) for k in same}) == new
+
+
+def _ignore(node: Node) -> None:
+    """Nobody watches nodes come and go yet."""

@@ -1,0 +1,46 @@
+"""Which endpoints are the same cluster, told by the ids of their collections.
+
+Decision made here: ids decide, names do not. Milvus hands out collection ids from its timestamp oracle, so two
+clusters practically never give the same name the same id, and two proxies of one cluster always do.
+milvus-lite numbers collections from small integers in every server, so its ids prove nothing (`_PROOF`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from haclient.fleet.node import Cluster, Key, Node
+
+#: A timestamp-oracle id is above this (it holds milliseconds since 1970 shifted left by 18 bits).
+_PROOF = 1 << 40
+
+Catalogue = Mapping[Key, int]
+
+
+def compare(one: Catalogue, other: Catalogue) -> bool | None:
+    """Say whether two catalogues are of the same cluster; None if they do not tell."""
+    shared = [(one[key], other[key]) for key in one.keys() & other.keys()]
+    telling = [(a, b) for a, b in shared if a > _PROOF and b > _PROOF]
+    if not telling:
+        return None
+    return all(a == b for a, b in telling)
+
+
+def strangers(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
+    """Yield (endpoint, earlier endpoint) where the first is not of the cluster it is declared in."""
+    known = [node for node in cluster.nodes if node.catalogue and not node.refused]
+    for i, node in enumerate(known):
+        for other in known[:i]:
+            if compare(node.catalogue, other.catalogue) is False:
+                yield node, other
+                break
+
+
+def same(clusters: list[Cluster]) -> Iterator[tuple[Cluster, Cluster]]:
+    """Yield pairs of clusters that turn out to be one and were not declared to be two."""
+    for i, first in enumerate(clusters):
+        for second in clusters[i + 1 :]:
+            pairs = [(a.catalogue, b.catalogue) for a in first.nodes for b in second.nodes]
+            if any(compare(a, b) for a, b in pairs):
+                yield first, second
+                return

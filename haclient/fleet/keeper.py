@@ -1,0 +1,173 @@
+"""Keeps looking at every endpoint, for as long as the client lives.
+
+Decision made here: one task per endpoint, each with its own rhythm and jitter, so that one dead server delays no
+other's probes. The rhythm quickens while an endpoint is on trial, and traffic can wake a task early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import final
+
+import httpx
+
+from haclient.config import EndpointConfig
+from haclient.errors import ConfigError
+from haclient.events import ConfigRejected, EventBus
+from haclient.fleet import breaker
+from haclient.fleet.fleet import Fleet
+from haclient.fleet.node import Cluster, Node
+from haclient.fleet.probe import Look
+
+#: Once one endpoint serves, the others get this long to be found before the first call goes out, seconds.
+_GRACE_S = 0.25
+#: Looks at one endpoint are at least this far apart, however often it is woken, seconds.
+_GAP_S = 0.1
+#: A look at an endpoint on trial, seconds.
+_TRIAL_S = 0.2
+#: Names are resolved anew this often, seconds.
+_RESOLVE_S = 15.0
+
+
+@final
+class Keeper:
+    """The background tasks of a fleet.
+
+    Args:
+        fleet: What to look after.
+        bus: Takes events.
+        loop: Runs the tasks.
+        rng: Spreads the looks.
+    """
+
+    def __init__(self, fleet: Fleet, bus: EventBus, loop: asyncio.AbstractEventLoop, rng: random.Random) -> None:
+        self._fleet = fleet
+        self._bus = bus
+        self._loop = loop
+        self._rng = rng
+        self._looks: dict[Node, Look] = {}
+        self._first: dict[Node, asyncio.Future[None]] = {}
+        self._tasks: dict[object, asyncio.Task[None]] = {}
+        self._http: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        """Look at every endpoint; return once one serves (and the others had a moment), or all have failed.
+
+        Raises:
+            ConfigError: Endpoints declared as one cluster are not.
+        """
+        fleet = self._fleet
+        if any(cluster.config.healthz_url for cluster in fleet.clusters):
+            self._http = httpx.AsyncClient()
+        fleet.on_added, fleet.on_removed = self._watch, self._unwatch
+        for cluster in list(fleet.clusters):
+            if cluster.config.discovery == "dns":
+                await self._resolve(cluster, cluster.config.endpoints)
+                self._run(cluster, self._discover(cluster, cluster.config.endpoints))
+        for node in list(fleet.nodes()):
+            if node not in self._looks:
+                self._watch(node)
+        await self._settle()
+        fleet.recognise()
+
+    async def _settle(self) -> None:
+        limit = self._loop.time() + self._fleet.config.timeouts.connect_s
+        pending = set(self._first.values())
+        while pending and not any(look.found for look in self._looks.values()):
+            left = limit - self._loop.time()
+            if left <= 0:
+                return
+            _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if pending:
+            await asyncio.wait(pending, timeout=_GRACE_S)
+
+    async def examine(self) -> None:
+        """Look at every endpoint and every collection now."""
+        await asyncio.gather(*(look.everything() for look in list(self._looks.values())))
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._http is not None:
+            await self._http.aclose()
+
+    def _run(self, owner: object, work: object) -> None:
+        task = self._loop.create_task(work)  # type: ignore[arg-type]
+        self._tasks[owner] = task
+
+    def _watch(self, node: Node) -> None:
+        look = self._looks[node] = Look(self._fleet, node, self._loop, self._http)
+        first = self._first[node] = self._loop.create_future()
+        self._run(node, self._look_after(node, look, first))
+
+    def _unwatch(self, node: Node) -> None:
+        self._looks.pop(node, None)
+        self._first.pop(node, None)
+        task = self._tasks.pop(node, None)
+        if task is not None:
+            task.cancel()
+
+    async def _look_after(self, node: Node, look: Look, first: asyncio.Future[None]) -> None:
+        woken = asyncio.Event()
+        node.wake = woken.set
+        try:
+            while True:
+                known = look.found
+                await look.once()
+                if not first.done():
+                    first.set_result(None)
+                elif look.found and not known:
+                    self._recognise()
+                await asyncio.sleep(_GAP_S)
+                try:
+                    await asyncio.wait_for(woken.wait(), max(self._pause(node) - _GAP_S, 0.0))
+                except TimeoutError:
+                    pass
+                woken.clear()
+        finally:
+            if not first.done():
+                first.cancel()
+
+    def _pause(self, node: Node) -> float:
+        health = self._fleet.config.health
+        if node.gate.state == breaker.CLOSED:
+            pause = health.interval_s
+        elif node.gate.state == breaker.HALF_OPEN:
+            pause = min(_TRIAL_S, health.interval_s)
+        else:
+            pause = min(max(node.gate.retry_at - self._loop.time(), _TRIAL_S), health.interval_s)
+        return pause * (0.9 + 0.2 * self._rng.random())
+
+    def _recognise(self) -> None:
+        """Compare again now that another endpoint has been seen; a running client is not stopped by a stranger."""
+        try:
+            self._fleet.recognise()
+        except ConfigError as error:
+            self._bus.emit(ConfigRejected(at=self._loop.time(), reason=str(error)))
+
+    async def _discover(self, cluster: Cluster, declared: tuple[EndpointConfig, ...]) -> None:
+        while True:
+            await asyncio.sleep(_RESOLVE_S * (0.9 + 0.2 * self._rng.random()))
+            await self._resolve(cluster, declared)
+
+    async def _resolve(self, cluster: Cluster, declared: tuple[EndpointConfig, ...]) -> None:
+        """Make every address behind the declared names an endpoint; a name that does not resolve keeps what it had."""
+        found: dict[str, EndpointConfig] = {}
+        for endpoint in declared:
+            try:
+                answers = await self._loop.getaddrinfo(endpoint.host, endpoint.port, type=1)
+            except OSError as error:
+                for node in cluster.nodes:
+                    node.last_error = f"the name {endpoint.host} does not resolve: {error}"
+                return
+            for *_, address in answers:
+                one = EndpointConfig(host=str(address[0]), port=endpoint.port, secure=endpoint.secure)
+                found[one.address] = one
+        if not cluster.config.server_name and declared[0].secure:
+            cluster.config = cluster.config.model_copy(update={"server_name": declared[0].host})
+        self._fleet.set_endpoints(cluster, list(found.values()))

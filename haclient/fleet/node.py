@@ -1,0 +1,196 @@
+"""The fleet's own records of clusters and endpoints: mutable, private, single-threaded.
+
+Decision made here: one endpoint's whole state is one object, changed only from the event loop, so there is
+no lock anywhere. What callers see is the frozen view in `haclient.fleet.model`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, final
+
+from haclient.call import Metadata, Transport
+from haclient.config import ClusterConfig
+from haclient.fleet import breaker
+from haclient.fleet.breaker import Gate
+from haclient.fleet.model import ClusterView, EndpointView, State
+from haclient.milvus.status import Flavour
+
+if TYPE_CHECKING:
+    from haclient.fleet.flight import Flight
+
+#: (database, collection)
+Key = tuple[str, str]
+
+#: Time constant of the latency average, seconds (as in finagle's peak EWMA).
+_TAU_S = 10.0
+#: What an endpoint that has never answered is assumed to take, seconds: small, so that it gets tried.
+_GUESS_S = 1e-3
+
+
+@final
+class PeakEwma:
+    """Latency that believes bad news at once and good news slowly.
+
+    A sample above the average replaces it; one below pulls it down with time constant `_TAU_S`
+    (finagle's ``PeakEwma``, linkerd's default).
+    """
+
+    __slots__ = ("at", "seen", "value")
+
+    def __init__(self) -> None:
+        self.value = _GUESS_S
+        self.at = 0.0
+        self.seen = False
+
+    def observe(self, sample_s: float, now: float) -> None:
+        """Add a measured latency."""
+        if not self.seen or sample_s > self.value:
+            self.value = sample_s
+        else:
+            self.value += (sample_s - self.value) * (1.0 - math.exp((self.at - now) / _TAU_S))
+        self.at = now
+        self.seen = True
+
+    def at_least(self, floor_s: float, now: float) -> None:
+        """Learn from an attempt given up after ``floor_s``: it would have taken at least that long.
+
+        A hedge's loser is no sample, but to forget it would hide the slowest servers best.
+        """
+        if floor_s > self.value:
+            self.value = floor_s
+            self.at = now
+            self.seen = True
+
+
+@final
+class Cluster:
+    """One cluster: endpoints that share one storage."""
+
+    __slots__ = ("authorization", "blocked_until", "config", "name", "nodes", "priority", "weight", "zone")
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.zone = config.zone
+        self.priority = config.priority
+        self.weight = config.weight
+        token = config.authorization()
+        self.authorization: Metadata = (("authorization", token),) if token else ()
+        self.nodes: list[Node] = []
+        #: Loop time until which reads go to other clusters, because this one is over its quota.
+        self.blocked_until = 0.0
+
+    def view(self, now: float) -> ClusterView:
+        """Freeze it."""
+        endpoints = tuple(node.view(now) for node in self.nodes)
+        return ClusterView(self.name, self.zone, self.priority, self.weight, endpoints)
+
+
+@final
+class Node:
+    """One endpoint: how to reach it, whether it may be used, and what is known of it."""
+
+    __slots__ = (
+        "address",
+        "catalogue",
+        "cluster",
+        "data",
+        "drained",
+        "flavour",
+        "flights",
+        "gate",
+        "heard_at",
+        "joined_at",
+        "last_error",
+        "latency",
+        "losses",
+        "name",
+        "pinging",
+        "preferred_at",
+        "probe",
+        "probe_failures",
+        "probe_latency",
+        "ramp_s",
+        "ready",
+        "refused",
+        "version",
+        "wake",
+    )
+
+    def __init__(self, name: str, address: str, cluster: Cluster, data: Transport, probe: Transport, gate: Gate) -> None:
+        self.name = name
+        self.address = address
+        self.cluster = cluster
+        #: Carries the application's calls.
+        self.data = data
+        #: Carries probes, so that they never wait behind the application's large replies.
+        self.probe = probe
+        self.gate = gate
+        self.drained = False
+        #: Why it must not be used whatever its health (declared in a cluster it is not part of), or "".
+        self.refused = ""
+        self.flights: set[Flight] = set()
+        self.latency = PeakEwma()
+        self.probe_latency = PeakEwma()
+        self.probe_failures = 0
+        #: Hedges lost in a row, without a win between.
+        self.losses = 0
+        self.pinging = False
+        self.heard_at = 0.0
+        #: Collections that it is known to serve (True) or not to serve (False) now.
+        self.ready: dict[Key, bool] = {}
+        #: Start of the slow start, and from when it is preferred again (failback dwell).
+        self.joined_at = float("-inf")
+        self.preferred_at = float("-inf")
+        self.ramp_s = 0.0
+        #: (database, collection) to collection id, as last listed; see `haclient.fleet.identity`.
+        self.catalogue: dict[Key, int] = {}
+        self.flavour = Flavour.REAL
+        self.version = ""
+        self.last_error = ""
+        #: Wakes its prober early.
+        self.wake: Callable[[], None] = _nothing
+
+    def load(self, now: float) -> float:
+        """Expected wait if one more call goes here, scaled by weight: the balancer takes the lower one.
+
+        The latency of an idle endpoint fades, so that a slow one is asked again now and then.
+        """
+        latency = self.latency
+        idle = now - latency.at
+        value = latency.value * math.exp(-idle / _TAU_S) + _GUESS_S if idle > 1.0 else latency.value
+        cost = value * (len(self.flights) + 1) / self.cluster.weight
+        age = now - self.joined_at
+        return cost if age >= self.ramp_s else cost / max(age / self.ramp_s, 0.05)
+
+    def state(self, now: float) -> State:
+        """Say in one word how it is."""
+        if self.drained or self.refused:
+            return State.DRAINING if self.flights else State.DRAINED
+        if self.gate.state == breaker.OPEN:
+            return State.DOWN
+        if self.gate.state == breaker.HALF_OPEN or now - self.joined_at < self.ramp_s:
+            return State.PROBATION
+        return State.UP
+
+    def view(self, now: float) -> EndpointView:
+        """Freeze it."""
+        return EndpointView(
+            name=self.name,
+            address=self.address,
+            state=self.state(now).value,
+            latency_s=self.latency.value if self.latency.seen else None,
+            in_flight=len(self.flights),
+            ready={f"{db}.{name}" if db else name: ok for (db, name), ok in self.ready.items()},
+            server_version=self.version,
+            last_error=self.refused or self.last_error,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Node {self.cluster.name}/{self.name} {breaker.NAMES[self.gate.state]}>"
+
+
+def _nothing() -> None:
+    """Wake nobody."""

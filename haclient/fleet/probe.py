@@ -1,0 +1,266 @@
+"""What one look at an endpoint asks, and what the answers mean.
+
+Decision made here: a look climbs from cheap to telling, and each step has its own deadline.
+
+    healthz    HTTP, if configured: what the operator's own checks say
+    shallow    Connect: proxy, root coordinator, timestamp oracle and database; not that anything can be read
+    identity   ShowCollections, seldom: which cluster this really is
+    deep       Query limit 1 on collections in use: shard leader and query node
+    canary     rows or hits that must be there, if configured: the data
+
+A shallow success never overrides evidence from traffic: an endpoint whose breaker is open, or a collection marked
+unready, comes back only by a deep read. Whose fault a failure is, is decided by the same table as for traffic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import final
+
+import httpx
+
+from haclient.call import Action, Outcome, Reply
+from haclient.config import Canary
+from haclient.errors import ConnectFailed
+from haclient.fleet import breaker
+from haclient.fleet.fleet import Fleet
+from haclient.fleet.node import Key, Node
+from haclient.milvus import messages
+from haclient.milvus.messages import Request
+from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict, classify
+
+#: Collections read per look, at most; the others follow in the next looks.
+_MOST_DEEP = 8
+#: Slow looks in a row before an endpoint is set aside.
+_SLOW_LOOKS = 3
+#: A collection is not loaded (Milvus' ErrCollectionNotLoaded).
+_NOT_LOADED = 101
+_LOAD_EVERY_S = 10.0
+
+
+class ProbeFailed(Exception):  # noqa: N818 - it is a fact about an endpoint, not an error of ours
+    """The endpoint cannot serve now.
+
+    Attributes:
+        certain: Nobody listens there at all.
+    """
+
+    def __init__(self, reason: str, *, certain: bool = False) -> None:
+        super().__init__(reason)
+        self.certain = certain
+
+
+@final
+class Look:
+    """The repeated looks at one endpoint.
+
+    Attributes:
+        found: It has answered at least once.
+    """
+
+    def __init__(self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient | None) -> None:
+        self.found = False
+        self._fleet = fleet
+        self._node = node
+        self._loop = loop
+        self._http = http
+        self._identity_at = float("-inf")
+        self._deep_at: dict[Key, float] = {}
+        self._load_at: dict[Key, float] = {}
+        self._slow = 0
+
+    async def once(self) -> None:
+        """Look once, and tell the gate."""
+        node, gate = self._node, self._node.gate
+        try:
+            await self._healthz()
+            await self._shallow()
+            await self._identify()
+            await self._deep()
+        except ProbeFailed as failure:
+            self._failed(str(failure), failure.certain)
+            return
+        except ValueError as error:
+            self._failed(f"what answers there is not Milvus: {error}", certain=False)
+            return
+        self.found = True
+        node.probe_failures = 0
+        if gate.state != breaker.CLOSED and gate.try_half_open():
+            gate.record(gate.try_acquire(), True)
+
+    async def everything(self) -> None:
+        """Look at every collection there is, for someone who wants to see it."""
+        try:
+            await self._shallow()
+            self._identity_at = float("-inf")
+            await self._identify()
+            for key in list(self._node.catalogue):
+                await self._read(key)
+        except (ProbeFailed, ValueError) as failure:
+            self._failed(str(failure), certain=False)
+
+    def _failed(self, reason: str, certain: bool) -> None:
+        node, gate = self._node, self._node.gate
+        node.probe_failures += 1
+        node.last_error = reason
+        if gate.state == breaker.HALF_OPEN:
+            gate.record(gate.try_acquire(), False)
+        elif certain or node.probe_failures >= self._fleet.config.health.down_after:
+            gate.open(f"probe: {reason}")
+
+    async def _ask(self, request: Request, timeout_s: float | None = None) -> tuple[Reply, Verdict]:
+        """Send one request on the probe connection; raises `ProbeFailed` if the endpoint is at fault."""
+        node = self._node
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        handle = node.probe.start(
+            request.method.path,
+            request.message,
+            request.metadata + node.cluster.authorization,
+            timeout_s or self._fleet.config.health.timeout_s,
+            lambda outcome: None if future.done() else future.set_result(outcome),
+        )
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            handle.cancel()
+            raise
+        if not isinstance(outcome, Reply):
+            raise ProbeFailed(f"{request.method.name}: {outcome}", certain=isinstance(outcome, ConnectFailed))
+        node.heard_at = self._loop.time()
+        verdict = classify(request.method, outcome, node.flavour)
+        if verdict.action is Action.FAILOVER:
+            raise ProbeFailed(f"{request.method.name}: {verdict.reason}")
+        return outcome, verdict
+
+    async def _healthz(self) -> None:
+        cluster = self._node.cluster.config
+        if self._http is None or not cluster.healthz_url:
+            return
+        host, _, port = self._node.address.rpartition(":")
+        url = cluster.healthz_url.format(host=host, port=port)
+        try:
+            reply = await self._http.get(url, timeout=self._fleet.config.health.timeout_s)
+        except httpx.HTTPError as error:
+            raise ProbeFailed(f"{url}: {error!r}") from error
+        if reply.status_code != httpx.codes.OK:
+            raise ProbeFailed(f"{url}: HTTP {reply.status_code}: {reply.text[:200]}")
+
+    async def _shallow(self) -> None:
+        node = self._node
+        reply, verdict = await self._ask(messages.connect(database=self._fleet.config.database))
+        if verdict.action is Action.OK:
+            server = messages.read_connect(reply.message)
+            node.flavour, node.version = server.flavour, server.version
+        else:
+            # It answers, but refuses us (wrong credentials, unknown database): the user will be told by their
+            # own call; it is no outage.
+            node.last_error = verdict.reason
+
+    async def _identify(self) -> None:
+        now = self._loop.time()
+        if now - self._identity_at < self._fleet.config.health.identity_interval_s:
+            return
+        self._identity_at = now
+        databases = {key[0] for key in self._fleet.in_use()} | {self._fleet.config.database}
+        catalogue: dict[Key, int] = {}
+        for database in sorted(databases):
+            reply, verdict = await self._ask(messages.show_collections(database=database))
+            if verdict.action is Action.OK:
+                found = messages.read_collections(reply.message)
+                catalogue.update({(database, name): collection.id for name, collection in found.items()})
+        self._node.catalogue = catalogue
+
+    async def _deep(self) -> None:
+        node, health = self._node, self._fleet.config.health
+        now = self._loop.time()
+        trial = node.gate.state != breaker.CLOSED
+        keys = [*dict.fromkeys([*self._fleet.in_use(), *((c.database, c.collection) for c in health.canary)])]
+        due = []
+        for key in keys:
+            every = health.interval_s if node.ready.get(key) is False else health.deep_interval_s
+            if trial or now - self._deep_at.get(key, float("-inf")) >= 0.9 * every:
+                due.append(key)
+        due.sort(key=lambda key: self._deep_at.get(key, float("-inf")))
+        for key in due[:_MOST_DEEP]:
+            self._deep_at[key] = now
+            await self._read(key)
+        if len(self._deep_at) > 2 * len(keys) + _MOST_DEEP:
+            self._deep_at = {key: at for key, at in self._deep_at.items() if key in keys}
+
+    async def _read(self, key: Key) -> None:
+        """Read a row of one collection, and what must be in it."""
+        fleet, node = self._fleet, self._node
+        name = await self._key_name(key)
+        if name is None:
+            return
+        start = self._loop.time()
+        _, verdict = await self._ask(messages.read_one(key[1], name, database=key[0]))
+        took = self._loop.time() - start
+        if verdict.action is not Action.OK:
+            await self._unready(key, verdict)
+            return
+        self._compare(took)
+        for canary in fleet.config.health.canary:
+            if (canary.database, canary.collection) == key and not await self._sings(canary, name):
+                return
+        fleet.mark(node, key, True, "a probe read it")
+
+    async def _key_name(self, key: Key) -> str | None:
+        known = self._fleet.keys.get(key)
+        if known is None:
+            reply, verdict = await self._ask(messages.describe_collection(key[1], database=key[0]))
+            if verdict.action is not Action.OK:
+                await self._unready(key, verdict)
+                return None
+            known = messages.read_collection(reply.message).key
+            if known is None:
+                return None
+            self._fleet.keys[key] = known
+        return known.name
+
+    async def _unready(self, key: Key, verdict: Verdict) -> None:
+        fleet, node = self._fleet, self._node
+        lost = verdict.code == COLLECTION_NOT_FOUND and fleet.lost(node, key)
+        if lost or verdict.action in (Action.FAILOVER_COLLECTION, Action.ALARM):
+            fleet.mark(node, key, False, verdict.reason)
+        if verdict.code == _NOT_LOADED and fleet.config.health.load_collections:
+            now = self._loop.time()
+            if now - self._load_at.get(key, float("-inf")) >= _LOAD_EVERY_S:
+                self._load_at[key] = now
+                timeout_s = fleet.config.timeouts.ddl_s
+                await self._ask(messages.load_collection(key[1], database=key[0]), timeout_s)
+
+    async def _sings(self, canary: Canary, key_name: str) -> bool:
+        """Ask for what is known to be there; raise the alarm if it is not."""
+        fleet, node = self._fleet, self._node
+        if canary.vector:
+            request = messages.search(
+                canary.collection, canary.anns_field, canary.vector, canary.limit, database=canary.database
+            )
+            reply, verdict = await self._ask(request)
+            got = messages.read_search_keys(reply.message) if verdict.action is Action.OK else []
+        else:
+            request = messages.read_where(canary.collection, key_name, canary.filter, database=canary.database)
+            reply, verdict = await self._ask(request)
+            got = messages.read_query_keys(reply.message, key_name) if verdict.action is Action.OK else []
+        missing = [key for key in canary.expect if key not in got]
+        if not missing:
+            return True
+        key = (canary.database, canary.collection)
+        reason = verdict.reason or f"canary: {missing} should be found and is not (found: {got[:10]})"
+        if node.ready.get(key) is not False:
+            fleet.alarm(node, key, reason)
+        return False
+
+    def _compare(self, took_s: float) -> None:
+        """Set the endpoint aside if it keeps answering much slower than the others."""
+        node, fleet = self._node, self._fleet
+        reason = fleet.detector.lagging(node, took_s, lambda other: other.probe_latency)
+        node.probe_latency.observe(took_s, self._loop.time())
+        self._slow = self._slow + 1 if reason else 0
+        if reason and node.gate.state != breaker.CLOSED:
+            raise ProbeFailed(reason)
+        if self._slow >= _SLOW_LOOKS:
+            node.gate.open(reason)
+
+

@@ -1,0 +1,216 @@
+"""One try of a call: an attempt, and a second one if the first takes long.
+
+Decision made here (after Dean and Barroso, "The Tail at Scale"):
+
+- A read that has not been answered after the delay at which all but a few are, is sent to another endpoint too.
+  The first success wins, the loser is cancelled on the wire. Any success beats any failure: a fast error
+  never wins over a slow success.
+- The delay follows the latency of winning attempts, each counted from its own start. Counted from the start of
+  the call, a frozen server would push the delay up with every hedge that it causes.
+- The hot path makes no task: attempts are callbacks, the race is one future, and one timer serves first as the
+  hedging delay and then as the call's deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, final
+
+from haclient.call import Action, Attempt, Call, Kind
+from haclient.config import Hedge
+from haclient.events import BudgetExhausted, EventBus, HedgeStarted
+from haclient.policy.budget import Budget
+from haclient.policy.latency import LatencyDigest
+
+_MOST_DIGESTS = 1024
+#: A hedge goes out this much later than the quantile, so that about the promised share is hedged.
+_MARGIN = 1.25
+
+
+class Flight(Protocol):
+    """An attempt under way, as the fleet makes them."""
+
+    attempt: Attempt
+
+    def cancel(self) -> None:
+        """Give it up because the caller went away."""
+
+    def lose(self) -> None:
+        """Give it up because another answered first."""
+
+    def expire(self) -> None:
+        """Give it up because the call's time is over."""
+
+
+class Sender(Protocol):
+    """The fleet's one step: start an attempt on the best endpoint not tried yet."""
+
+    def __call__(self, call: Call, hedge: bool, done: Callable[[Attempt], None], /) -> Flight | None:
+        """Return the flight, or None if there is nowhere to send it."""
+
+
+@final
+class Hedging:
+    """Makes tries.
+
+    Args:
+        send: Starts one attempt.
+        suspect: Told of a flight that takes longer than usual.
+        settings: Delays.
+        budget: Shared with retries.
+        loop: Its time is the clock.
+        bus: Takes events.
+    """
+
+    def __init__(
+        self,
+        send: Sender,
+        suspect: Callable[[Flight], None],
+        settings: Hedge,
+        budget: Budget,
+        loop: asyncio.AbstractEventLoop,
+        bus: EventBus,
+    ) -> None:
+        self.send = send
+        self.suspect = suspect
+        self.settings = settings
+        self.budget = budget
+        self.loop = loop
+        self.bus = bus
+        self._digests: dict[tuple[str, str], LatencyDigest] = {}
+
+    async def __call__(self, call: Call) -> Attempt | None:
+        """Make one try.
+
+        Returns:
+            The attempt that decided it: the first success, else the last failure. None if there was no
+            endpoint to send it to.
+        """
+        race = _Race(self, call)
+        try:
+            race.start()
+            return await race.future
+        finally:
+            race.close()
+
+    def digest(self, call: Call) -> LatencyDigest:
+        """Return the latencies of calls like this one."""
+        key = (call.method.name, call.collection)
+        digest = self._digests.get(key)
+        if digest is None:
+            if len(self._digests) >= _MOST_DIGESTS:
+                self._digests.clear()
+            digest = self._digests[key] = LatencyDigest(self.settings.quantile)
+        return digest
+
+    def delay(self, digest: LatencyDigest) -> float:
+        """Return the hedging delay in seconds."""
+        settings = self.settings
+        usual = digest.value()
+        if usual is None:
+            return settings.initial_delay_s
+        return min(max(usual * _MARGIN, settings.min_delay_s), settings.max_delay_s)
+
+
+@final
+class _Race:
+    """The attempts of one try."""
+
+    __slots__ = ("_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_timer", "future")
+
+    def __init__(self, owner: Hedging, call: Call) -> None:
+        self._owner = owner
+        self._call = call
+        self._flights: list[Flight] = []
+        self._hedges = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._digest = owner.digest(call)
+        self._delay = owner.delay(self._digest)
+        self.future: asyncio.Future[Attempt | None] = owner.loop.create_future()
+
+    def start(self) -> None:
+        """Send the first attempt and set the timer."""
+        owner, call = self._owner, self._call
+        flight = owner.send(call, False, self._done)
+        if flight is None:
+            self.future.set_result(None)
+            return
+        self._flights.append(flight)
+        self._arm(owner.loop.time() + self._delay)
+
+    def close(self) -> None:
+        """Give up whatever is still under way."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flights:
+            won = self.future.done() and not self.future.cancelled()
+            for flight in self._flights:
+                flight.lose() if won else flight.cancel()
+            self._flights.clear()
+
+    def _arm(self, when: float) -> None:
+        self._timer = self._owner.loop.call_at(min(when, self._call.deadline), self._wake)
+
+    def _wake(self) -> None:
+        owner, call = self._owner, self._call
+        if self.future.done():
+            return
+        if owner.loop.time() >= call.deadline:
+            self._expire()
+            return
+        for flight in tuple(self._flights):
+            owner.suspect(flight)
+        if self._hedge():
+            self._delay *= 2.0
+            self._arm(owner.loop.time() + self._delay)
+        else:
+            self._arm(call.deadline)
+
+    def _hedge(self) -> bool:
+        """Start another attempt if that is allowed, paid for, and there is an endpoint for it."""
+        owner, call = self._owner, self._call
+        settings = owner.settings
+        if not (settings.enabled and call.hedgeable and self._hedges < settings.max_hedges):
+            return False
+        now = owner.loop.time()
+        if not owner.budget.withdraw(now):
+            if owner.bus:
+                owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
+            return False
+        flight = owner.send(call, True, self._done)
+        if flight is None:
+            owner.budget.refund()
+            return False
+        self._hedges += 1
+        self._flights.append(flight)
+        if owner.bus:
+            name, cluster, endpoint = call.method.name, flight.attempt.cluster, flight.attempt.endpoint
+            owner.bus.emit(HedgeStarted(at=now, method=name, cluster=cluster, endpoint=endpoint, delay_s=self._delay))
+        return True
+
+    def _done(self, attempt: Attempt) -> None:
+        flights = self._flights
+        for i, flight in enumerate(flights):
+            if flight.attempt is attempt:
+                del flights[i]
+                break
+        if self.future.done():
+            return
+        if attempt.action is Action.OK:
+            if self._call.method.kind is Kind.READ:
+                assert attempt.ended is not None
+                self._digest.observe(attempt.ended - attempt.started)
+            self.future.set_result(attempt)
+        elif not flights:
+            self.future.set_result(attempt)
+        elif attempt.action is not Action.FAIL_FAST:
+            # One has failed while another is still out: do not wait for the timer to try a third.
+            self._hedge()
+
+    def _expire(self) -> None:
+        flights, self._flights = self._flights, []
+        for flight in flights:
+            flight.expire()
+        self.future.set_result(flights[-1].attempt)

@@ -1,0 +1,151 @@
+"""Requests that kill servers.
+
+A single request can crash a Milvus process (milvus.md section 0), and failing over would hand it to the next
+one until none is left. Decision made here: a request whose connection died after bytes were sent is a
+suspect. A suspect is tried once more at most, unhedged and alone among suspects, so that if that connection dies too
+it is this request that is convicted and not one that happened to be on the same server. A convict is refused
+with `PoisonedCall` for a while.
+
+While nobody is suspected, this costs one comparison per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import final
+
+from haclient.call import Attempt, Call
+from haclient.errors import PoisonedCall
+from haclient.events import CallQuarantined, EventBus
+from haclient.milvus.requests import fingerprint
+from haclient.policy.retry import MOST_DEATHS, Try, deaths
+
+#: A suspect holds the others up no longer than this, seconds; what is slow is not what kills.
+_ALONE_S = 0.5
+_MOST_MARKS = 4096
+
+
+@final
+class Quarantine:
+    """Tries suspects one at a time and refuses convicts.
+
+    Args:
+        attempt: Makes one (hedged) try.
+        for_s: How long a convict is refused, seconds.
+        loop: Its time is the clock.
+        bus: Takes events.
+    """
+
+    def __init__(self, attempt: Try, for_s: float, loop: asyncio.AbstractEventLoop, bus: EventBus) -> None:
+        self._try = attempt
+        self._for_s = for_s
+        self._loop = loop
+        self._bus = bus
+        self._lock = asyncio.Lock()
+        self._suspects: dict[bytes, float] = {}
+        self._convicts: dict[bytes, float] = {}
+        self._forget_at = 0.0
+
+    async def __call__(self, call: Call) -> Attempt | None:
+        """Make one try, with the care the call's past asks for.
+
+        Raises:
+            PoisonedCall: The request is known to kill servers, or has just been found to.
+        """
+        if not self._suspects and not self._convicts and not call.attempts:
+            attempt = await self._try(call)
+            if attempt is not None and attempt.error is not None:
+                self._note(call)
+            return attempt
+        return await self._careful(call)
+
+    async def _careful(self, call: Call) -> Attempt | None:
+        mark = fingerprint(call.method, call.message)
+        now = self._loop.time()
+        self._forget(now)
+        if self._convicts.get(mark, now) > now:
+            raise PoisonedCall(
+                f"{call.method.name} {call.collection}: this very request has crashed servers, so it is refused for "
+                f"another {self._convicts[mark] - now:.0f} s. Change the request (an ARRAY row without a type and "
+                "field types that the server's version does not know are common causes), or upgrade the servers.",
+                call.attempts,
+            )
+        before = deaths(call)
+        if mark not in self._suspects and not before:
+            attempt = await self._try(call)
+            self._note(call)
+            return attempt
+        call.hedgeable = False
+        async with _Alone(self._lock, self._loop) as alone:
+            attempt = await self._try(call)
+        if deaths(call) == before:
+            self._suspects.pop(mark, None)
+        elif alone.undisturbed:
+            self._convict(call, mark)
+        else:
+            self._note(call)
+        return attempt
+
+    def _note(self, call: Call) -> None:
+        """Remember a call whose connection died, so that it goes alone if it comes again."""
+        if deaths(call) and len(self._suspects) < _MOST_MARKS:
+            self._suspects[fingerprint(call.method, call.message)] = self._loop.time() + self._for_s
+
+    def _convict(self, call: Call, mark: bytes) -> None:
+        self._suspects.pop(mark, None)
+        if len(self._convicts) < _MOST_MARKS:
+            self._convicts[mark] = self._loop.time() + self._for_s
+        self._bus.emit(
+            CallQuarantined(
+                at=self._loop.time(),
+                method=call.method.name,
+                collection=call.collection,
+                fingerprint=mark.hex(),
+                for_s=self._for_s,
+            )
+        )
+        raise PoisonedCall(
+            f"{call.method.name} {call.collection}: the connections of {MOST_DEATHS} servers died while they worked on "
+            f"this request, so it is not tried again and is refused for {self._for_s:g} s. It may have crashed "
+            "them: check their logs, and change the request.",
+            call.attempts,
+        )
+
+    def _forget(self, now: float) -> None:
+        if now < self._forget_at:
+            return
+        self._forget_at = now + 1.0
+        for marks in (self._suspects, self._convicts):
+            for mark in [m for m, until in marks.items() if until <= now]:
+                del marks[mark]
+
+
+@final
+class _Alone:
+    """Holds the lock while a suspect is tried, but lets the next one go when that takes long.
+
+    Attributes:
+        undisturbed: The lock was held throughout, so no other suspect was on a server at the same time.
+    """
+
+    def __init__(self, lock: asyncio.Lock, loop: asyncio.AbstractEventLoop) -> None:
+        self._lock = lock
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self.undisturbed = True
+
+    async def __aenter__(self) -> _Alone:
+        await self._lock.acquire()
+        self._timer = self._loop.call_later(_ALONE_S, self._let_go)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._timer is not None
+        self._timer.cancel()
+        if self.undisturbed:
+            self._lock.release()
+
+    def _let_go(self) -> None:
+        self.undisturbed = False
+        self._lock.release()
