@@ -106,7 +106,7 @@ class DistributedMilvus:
         folder: Everything is in it.
         auth: Enable authorisation; `token` is then ``root:Milvus``.
         session_ttl_s: Lease of each role's registration. After kill -9 of one proxy a Strong read through the
-            other stalls for about so long.
+            other stalls for about so long; a role that was frozen for longer ends by itself (code 0) once thawed.
     """
 
     def __init__(self, folder: Path | str, *, auth: bool = False, session_ttl_s: int = 10) -> None:
@@ -144,7 +144,7 @@ class DistributedMilvus:
 
     async def start(self) -> None:
         """Start whatever does not run, and wait until all answers."""
-        for server in (self.etcd, self.broker, self.coord):
+        for server in self.servers[:3]:  # each needs the one before
             await server.start()
         waiting = [server for server in self.servers if not server.alive]
         for server in waiting:

@@ -73,18 +73,18 @@ class Fields(dict[int, Field]):
             self[key] = data[at : at + size]
             at += size
 
-    def int(self, key: int, default: int = 0) -> int:
+    def number(self, key: int, default: int = 0) -> int:
         value = self.get(key, default)
         assert isinstance(value, int)
         return value
 
-    def bytes(self, key: int) -> bytes:
+    def data(self, key: int) -> bytes:
         value = self.get(key, b"")
         assert isinstance(value, bytes)
         return value
 
     def sub(self, key: int) -> Fields:
-        return Fields(self.bytes(key))
+        return Fields(self.data(key))
 
 
 def frame(kind: int, body: bytes, rest: bytes = b"") -> bytes:
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
             command = Fields(bytes(self.buffer[at + 8 : at + 8 + size]))
             rest = bytes(self.buffer[at + 8 + size : at + 4 + total])
             at += 4 + total
-            kind = command.int(1)
+            kind = command.number(1)
             self.on_command(kind, command.sub(kind), rest)
         del self.buffer[:at]
 
@@ -173,48 +173,48 @@ class Connection(asyncio.Protocol):
         if kind == SEND:
             self.on_send(body, rest)
         elif kind == ACK:
-            subscription, entry = self.consumers.get(body.int(1)), body.sub(3).int(2)
+            subscription, entry = self.consumers.get(body.number(1)), body.sub(3).number(2)
             if subscription and entry < len(subscription.topic.log):
                 subscription.acked = max(subscription.acked, entry + 1)
         elif kind == FLOW:
-            subscription = self.consumers.get(body.int(1))
+            subscription = self.consumers.get(body.number(1))
             if subscription and subscription.connection is self:
-                subscription.permits += body.int(2)
+                subscription.permits += body.number(2)
                 subscription.push()
         elif kind == CONNECT:
-            self.send(CONNECTED, (1, b"pulsar for tests"), (2, min(body.int(4), 15)), (3, 5 << 20))
+            self.send(CONNECTED, (1, b"pulsar for tests"), (2, min(body.number(4), 15)), (3, 5 << 20))
         elif kind == PING:
             self.send(PONG)
         elif kind == PARTITIONS:
-            self.send(PARTITIONS_RESPONSE, (1, 0), (2, body.int(2)), (3, 0))
+            self.send(PARTITIONS_RESPONSE, (1, 0), (2, body.number(2)), (3, 0))
         elif kind == LOOKUP:
-            self.send(LOOKUP_RESPONSE, (1, self.url), (3, 1), (4, body.int(2)), (5, 1), (8, 0))
+            self.send(LOOKUP_RESPONSE, (1, self.url), (3, 1), (4, body.number(2)), (5, 1), (8, 0))
         elif kind == PRODUCER:
-            self.producers[body.int(2)] = Topic.get(body.bytes(1))
-            name = body.bytes(4) or b"producer-%d" % next(self.names)
-            self.send(PRODUCER_SUCCESS, (1, body.int(3)), (2, name), (3, -1), (6, 1))
+            self.producers[body.number(2)] = Topic.get(body.data(1))
+            name = body.data(4) or b"producer-%d" % next(self.names)
+            self.send(PRODUCER_SUCCESS, (1, body.number(3)), (2, name), (3, -1), (6, 1))
         elif kind == SUBSCRIBE:
             self.on_subscribe(body)
         elif kind in (UNSUBSCRIBE, CLOSE_CONSUMER):
-            subscription = self.consumers.pop(body.int(1), None)
+            subscription = self.consumers.pop(body.number(1), None)
             if subscription and subscription.connection is self:
                 subscription.detach()
                 if kind == UNSUBSCRIBE:
                     subscription.topic.subscriptions.pop(subscription.name, None)
-            self.send(SUCCESS, (1, body.int(2)))
+            self.send(SUCCESS, (1, body.number(2)))
         elif kind == CLOSE_PRODUCER:
-            self.producers.pop(body.int(1), None)
-            self.send(SUCCESS, (1, body.int(2)))
+            self.producers.pop(body.number(1), None)
+            self.send(SUCCESS, (1, body.number(2)))
         elif kind == SEEK:
             self.on_seek(body)
         elif kind == LAST_ID:
-            subscription = self.consumers.get(body.int(1))
+            subscription = self.consumers.get(body.number(1))
             if subscription is None:
-                self.send(ERROR, (1, body.int(2)), (2, 0), (3, b"no such consumer"))
+                self.send(ERROR, (1, body.number(2)), (2, 0), (3, b"no such consumer"))
             else:
-                self.send(LAST_ID_RESPONSE, (1, message_id(len(subscription.topic.log) - 1)), (2, body.int(2)))
+                self.send(LAST_ID_RESPONSE, (1, message_id(len(subscription.topic.log) - 1)), (2, body.number(2)))
         elif kind == REDELIVER:
-            subscription = self.consumers.get(body.int(1))
+            subscription = self.consumers.get(body.number(1))
             if subscription:
                 subscription.position = subscription.acked
                 subscription.push()
@@ -222,38 +222,38 @@ class Connection(asyncio.Protocol):
             print("unhandled command", kind, body, flush=True)
 
     def on_send(self, body: Fields, message: bytes) -> None:
-        topic = self.producers.get(body.int(1))
+        topic = self.producers.get(body.number(1))
         if topic is None:
             self.transport.close()
             return
         topic.log.append(message)
-        self.send(SEND_RECEIPT, (1, body.int(1)), (2, body.int(2)), (3, message_id(len(topic.log) - 1)))
+        self.send(SEND_RECEIPT, (1, body.number(1)), (2, body.number(2)), (3, message_id(len(topic.log) - 1)))
         for subscription in topic.subscriptions.values():
             subscription.push()
 
     def on_subscribe(self, body: Fields) -> None:
-        topic, name, consumer = Topic.get(body.bytes(1)), body.bytes(2), body.int(4)
+        topic, name, consumer = Topic.get(body.data(1)), body.data(2), body.number(4)
         subscription = topic.subscriptions.get(name)
         if subscription is None:
-            start = 0 if body.int(13) else len(topic.log)  # initialPosition: Latest 0, Earliest 1
+            start = 0 if body.number(13) else len(topic.log)  # initialPosition: Latest 0, Earliest 1
             subscription = topic.subscriptions[name] = Subscription(topic, name, start)
         if subscription.connection and (subscription.connection is not self or subscription.consumer != consumer):
-            self.send(ERROR, (1, body.int(5)), (2, CONSUMER_BUSY), (3, b"Exclusive consumer is already connected"))
+            self.send(ERROR, (1, body.number(5)), (2, CONSUMER_BUSY), (3, b"Exclusive consumer is already connected"))
             return
         subscription.connection = self
         subscription.consumer = consumer
         subscription.permits = 0
         self.consumers[consumer] = subscription
-        self.send(SUCCESS, (1, body.int(5)))
+        self.send(SUCCESS, (1, body.number(5)))
 
     def on_seek(self, body: Fields) -> None:
-        consumer, request = body.int(1), body.int(2)
+        consumer, request = body.number(1), body.number(2)
         subscription = self.consumers.pop(consumer, None)
         if subscription is None:
             self.send(ERROR, (1, request), (2, 0), (3, b"no such consumer"))
             return
         target, end = body.sub(3), len(subscription.topic.log)
-        ledger, entry = target.int(1), target.int(2)
+        ledger, entry = target.number(1), target.number(2)
         if ledger in (0, MASK64) or entry == MASK64:  # before everything
             entry = 0
         elif ledger > 1:  # after everything
