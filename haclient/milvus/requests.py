@@ -163,7 +163,7 @@ def inspect(method: Method, message: bytes, metadata: Metadata = (), key: KeyFie
     Returns:
         The facts; `Facts.opaque` if the message is malformed. Never raises for the message's sake.
     """
-    facts = Facts(idempotent=method.idempotent, hedgeable=method.hedgeable, pinned=method.pinned)
+    facts = Facts("", "", 0, 0, False, False, method.idempotent, method.hedgeable, method.pinned, False, False)
     try:
         read = READS.get(method.name)
         if read is not None:
@@ -189,14 +189,20 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
     timestamp, level, default, params = numbers
     pair = params << 3 | BYTES
     end = len(message)
-    at = seen = 0
+    at = 0
     try:
-        while at < end:
+        for _ in range(MAX_FIELDS):
+            if at >= end:
+                break
             tag = message[at]
             value = message[at + 1]
             at += 2
-            if tag > 0x7F or value > 0x7F:
-                tag, value, at = _long(message, tag, at - 2)
+            if value > 0x7F or tag > 0x7F:
+                if tag == 0x32 and message[at] < 0x80:
+                    value += (message[at] << 7) - 0x80  # the vectors: two bytes of length
+                    at += 1
+                else:
+                    tag, value, at = _long(message, tag, at - 2)
             kind = tag & 7
             if kind == 2:
                 begin = at
@@ -229,10 +235,9 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
                 at += 7
             else:
                 raise ValueError(f"wire type {kind}")
-            seen += 1
     except IndexError:
         raise ValueError("truncated message") from None
-    if at != end or seen > MAX_FIELDS:
+    if at != end:
         raise ValueError("truncated message, or too many fields")
     if facts.is_iterator:
         facts.hedgeable = False

@@ -117,7 +117,10 @@ class Timestamps:
         if read is None:
             return message
         if method.name == "HybridSearch":
-            message = self._inner(message, facts.is_iterator, cluster, applied, default_level)
+            try:
+                message = self._inner(message, facts.is_iterator, cluster, applied, default_level)
+            except ValueError:
+                return message  # a search inside is malformed: every server refuses it
         wanted = self._wanted(
             facts.guarantee_timestamp,
             facts.consistency_level,

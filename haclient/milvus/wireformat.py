@@ -29,9 +29,16 @@ def read_varint(message: bytes, at: int) -> tuple[int, int]:
     Raises:
         ValueError: It is truncated or longer than ten bytes.
     """
-    value = 0
-    shift = 0
     try:
+        value = message[at]
+        if value < 0x80:
+            return value, at + 1
+        byte = message[at + 1]
+        if byte < 0x80:
+            return value & 0x7F | byte << 7, at + 2
+        value = value & 0x7F | (byte & 0x7F) << 7
+        at += 2
+        shift = 14
         while True:
             byte = message[at]
             at += 1
