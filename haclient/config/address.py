@@ -22,8 +22,9 @@ def redact(uri: str) -> str:
     """Return the URI without its credentials, query and fragment, for messages and logs."""
     head, at, tail = uri.rpartition("@")
     if at:
-        scheme, found, _ = head.partition("://")
-        uri = f"{scheme if found and scheme.isalnum() else '***'}://***@{tail}" if found else f"***@{tail}"
+        if re.search(r"[?#]", head):  # the @ may be part of a secret in the query
+            return hide(uri)
+        uri = f"{hide(uri)}@{tail}"
     return re.sub(r"[?#].*", "?***", uri, flags=re.DOTALL)
 
 
@@ -97,10 +98,15 @@ def parse_uri(uri: str, *, shown: str | None = None) -> Address:
     scheme = scheme.lower()
     if scheme not in {"", "http", "https", "tcp"}:
         raise wrong("has a scheme that is not known")
-    if re.search(r"[?#]", rest.rpartition("@")[2]):
+    authority, rest = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "@" in rest:
+        raise wrong(
+            "has an @ behind a slash, ? or #, so it is not clear which host is meant",
+            "write credentials with such characters as user and password, or as token",
+        )
+    if re.search(r"[?#]", rest):
         raise wrong("has a query or a fragment, which means nothing here")
-    authority, _, path = rest.rpartition("@")[2].partition("/")
-    userinfo = rest.rpartition("@")[0]
+    userinfo, _, authority = authority.rpartition("@")
     if userinfo and not scheme:
         raise wrong("has credentials but no scheme", 'write for example "http://user:password@10.0.0.1:19530"')
     host, port_text = _split_host(authority, wrong)
@@ -113,7 +119,7 @@ def parse_uri(uri: str, *, shown: str | None = None) -> Address:
         port = int(port_text)
     user, colon, password = userinfo.partition(":")
     token = f"{user}:{password}" if colon and password else user
-    database = path.strip("/").split("/")[0]
+    database = rest.strip("/").split("/")[0]
     return Address("tcp", host, port, secure=scheme == "https", token=token, database=database)
 
 

@@ -95,11 +95,11 @@ def from_uri(uri: object, key: str, arguments: Mapping[str, Any]) -> Draft:
     clusters: list[dict[str, Any]] = []
     databases: list[str] = []
     seen: dict[str, Loc] = {}
-    credentials = any("@" in text for _, text in texts)
+    # A comma may have cut through a password or a query: then no piece can be shown safely.
+    unsafe = isinstance(uri, str) and len(texts) > 1 and any(sign in uri for sign in "@?#")
     for loc, text in texts:
-        cut_off = credentials and "@" not in text  # perhaps a piece of a password with a comma in it
         try:
-            address = parse_uri(text, shown=hide(text) if cut_off else None)
+            address = parse_uri(text, shown=hide(text) if unsafe else None)
         except ValueError as error:
             problems.append((loc, str(error)))
             continue

@@ -196,6 +196,8 @@ URIS = [
     ("u:p@h:1", 'uri: "***@h:1": has credentials but no scheme; write for example "http://user:password@10.0.0.1:19530"'),
     ("unix:", 'uri: "unix:": names no socket; write for example "unix:/run/milvus.sock"'),
     ("http://a:1,http://a:1", 'uri[1]: "a:1" is also uri[0]; write it once'),
+    ("http://u:a/b@h:1", 'uri: "http://***@h:1": has an @ behind a slash, ? or #, so it is not clear which host is meant; write credentials with such characters as user and password, or as token'),
+    ("http://h?token=x@y", 'uri: "http://***": has an @ behind a slash, ? or #, so it is not clear which host is meant; write credentials with such characters as user and password, or as token'),
     (["http://a:1", "https://a:1"], 'uri[1]: "a:1" is also uri[0]; write it once'),
     ("http://a/x,http://b/y", 'uri: the URIs name several databases; write one, as db_name="..."'),
 ]  # fmt: skip
@@ -311,10 +313,9 @@ def test_certificates_that_do_not_match(tmp_path):
 
 # --- secrets ------------------------------------------------------------------------------------------------
 
-# Long enough not to be found by chance in the texts of errors.
-SECRETS = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=8, max_size=40).filter(
-    lambda s: s.strip() == s and not set(s) <= set("*. ,;:")
-)
+# The snowman keeps a secret from being part of an error's text by chance.
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=20)
+SECRETS = st.builds("{}\N{SNOWMAN}{}".format, TEXT, TEXT)
 
 
 def forms(value):
@@ -351,12 +352,11 @@ PAYLOADS = [
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @given(secret=SECRETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_secrets_are_never_shown(payload, secret):
     """Wherever a secret is put, rightly or wrongly, neither the value nor the error shows it."""
     text = shown(lambda: payload(secret))
-    assert secret not in text
-    assert repr(secret)[1:-1] not in text
+    assert "\N{SNOWMAN}" not in text
 
 
 @given(text=st.text(max_size=60))
