@@ -219,8 +219,9 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
                 elif tag == 0x12:
                     facts.database = str(message[begin:at], "utf-8")
                 elif tag == 0x2A and hybrid:
-                    # A search inside: looking for the bytes is enough, and errs on the side of pinning.
-                    facts.is_iterator |= any(message.find(key, begin, at) >= 0 for key in _PAGE_KEYS)
+                    # A search inside is walked only if the bytes are there at all.
+                    if any(message.find(key, begin, at) >= 0 for key in _PAGE_KEYS):
+                        facts.is_iterator |= _has_page(message, begin, at)
             elif kind == 0:
                 number = tag >> 3
                 if number == timestamp:
@@ -254,6 +255,15 @@ def _long(message: bytes, tag: int, at: int) -> tuple[int, int, int]:
         value, at = read_varint(message, at)
         return tag, value, at
     return tag, 0, at + 1  # a fixed width: its first byte is passed, as in the caller's short cut
+
+
+def _has_page(message: bytes, start: int, end: int) -> bool:
+    """Whether the SearchRequest at ``[start:end]`` is a page."""
+    for number, kind, a, b in islice(fields(message, start, end), MAX_FIELDS):
+        if number == 9 and kind == BYTES and b - a > 1 and message[a : a + 2 + message[a + 1]] in _PAGE_KEYS:
+            if _is_page(message[a:b]):
+                return True
+    return False
 
 
 def _is_page(pair: bytes) -> bool:

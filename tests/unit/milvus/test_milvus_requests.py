@@ -148,6 +148,9 @@ def test_pages_of_iterators_are_pinned_and_never_hedged(name, key, value, page):
 def test_an_iterator_inside_a_hybrid_search_pins_it():
     request = milvus_pb2.HybridSearchRequest(collection_name="c", requests=[milvus_pb2.SearchRequest()])
     assert inspect(named("HybridSearch"), request.SerializeToString()).hedgeable
+    request.requests[0].search_params.add(key="iterator", value="False")
+    request.requests[0].placeholder_group = b"\n\x08iterator\x12\x04True"
+    assert inspect(named("HybridSearch"), request.SerializeToString()).hedgeable
     request.requests[0].search_params.add(key="iterator", value="True")
     assert inspect(named("HybridSearch"), request.SerializeToString()).pinned
 
