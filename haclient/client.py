@@ -8,6 +8,7 @@ beside a living first one it says so, since connections cannot be shared between
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import random
@@ -137,9 +138,7 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
         if timeout is not None:
             kwargs["timeouts"] = {"connect_s": timeout}
         try:
-            settings = Config.load(
-                uri, config, user=user, password=password, db_name=db_name, token=token, **kwargs
-            )
+            settings = Config.load(uri, config, user=user, password=password, db_name=db_name, token=token, **kwargs)
         except errors.ConfigError as error:
             raise ConfigError(str(error)) from None
         self._bus = EventBus()
@@ -165,20 +164,18 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
         except errors.ConfigError as error:
             raise ConfigError(str(error)) from error
 
-    if asyncio.iscoroutinefunction(pymilvus.AsyncMilvusClient._get_connection):
-
-        async def _get_connection(self) -> Any:
-            return self._open_handler()
-
-    else:
-
-        def _get_connection(self) -> Any:
-            return self._open_handler()
-
     def _open_handler(self) -> Any:
         if self._closed:
             raise MilvusException(message="should create connection first: this client is closed")
         return self._handler
+
+    async def _await_handler(self) -> Any:
+        return self._open_handler()
+
+    #: pymilvus awaits it from 2.6 on.
+    _get_connection: Any = (
+        _await_handler if inspect.iscoroutinefunction(pymilvus.AsyncMilvusClient._get_connection) else _open_handler
+    )
 
     def get_server_type(self) -> str:
         """Return what pymilvus calls the kind of server: always self-hosted here."""
@@ -265,7 +262,7 @@ async def _with_local_servers(config: Config) -> Config:
         for endpoint in cluster.endpoints:
             if endpoint.scheme == "lite":
                 uri = await asyncio.to_thread(_start_lite, endpoint.path)
-                endpoints.append(EndpointConfig(name=endpoint.name, uri=uri))
+                endpoints.append(EndpointConfig.model_validate({"name": endpoint.name, "uri": uri}))
             else:
                 endpoints.append(endpoint)
         clusters.append(cluster.model_copy(update={"endpoints": tuple(endpoints)}))

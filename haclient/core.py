@@ -76,7 +76,7 @@ class Core:
 
     def _assemble(self, config: Config) -> Handler:
         fleet, budget, loop, bus = self.fleet, self._budget, self.loop, self.bus
-        hedge = Hedging(fleet.send, fleet.suspect, config.hedge, budget, loop, bus)
+        hedge = Hedging(fleet.send, config.hedge, budget, loop, bus)
         quarantine = Quarantine(hedge, config.retry.quarantine_s, loop, bus)
         return Retrying(quarantine, fleet.untried, config.retry, budget, loop, self._rng, bus)
 
@@ -174,7 +174,7 @@ class Core:
             self.fleet.learn(call, reply)
             return reply
         finally:
-            if self.bus:
+            if self.bus.per_call or len(call.attempts) > 1:
                 self._report(call, outcome, loop.time() - start)
 
     def _report(self, call: Call, outcome: str, took_s: float) -> None:

@@ -187,32 +187,47 @@ class DataAlarm(Event):
 Listener = Callable[[Event], None]
 
 
+#: The events of calls that go well; all others say that something is out of the ordinary.
+PER_CALL = (AttemptFinished, CallFinished)
+
+
 @final
 class EventBus:
-    """Hands each event to every listener, in order of subscription."""
+    """Hands each event to every listener, in order of subscription.
 
-    __slots__ = ("_listeners", "_reported")
+    Attributes:
+        per_call: Whether anyone listens to the events in `PER_CALL`, so that the hot path need not build them
+            for nobody.
+    """
+
+    __slots__ = ("_listeners", "_reported", "per_call")
 
     def __init__(self) -> None:
-        self._listeners: tuple[Listener, ...] = ()
+        self.per_call = False
+        self._listeners: tuple[tuple[Listener, bool], ...] = ()
         self._reported: set[int] = set()
 
-    def __bool__(self) -> bool:
-        """Whether anyone listens, so that the hot path need not build events for nobody."""
-        return bool(self._listeners)
+    def subscribe(self, listener: Listener, *, per_call: bool = True) -> Callable[[], None]:
+        """Add a listener; returns the function that removes it.
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener; returns the function that removes it."""
-        self._listeners = (*self._listeners, listener)
+        Args:
+            listener: Called with each event.
+            per_call: Send it the events in `PER_CALL` too, one or more for every call.
+        """
+        entry = (listener, per_call)
+        self._set((*self._listeners, entry))
+        return lambda: self._set(tuple(other for other in self._listeners if other is not entry))
 
-        def unsubscribe() -> None:
-            self._listeners = tuple(x for x in self._listeners if x is not listener)
-
-        return unsubscribe
+    def _set(self, listeners: tuple[tuple[Listener, bool], ...]) -> None:
+        self._listeners = listeners
+        self.per_call = any(per_call for _, per_call in listeners)
 
     def emit(self, event: Event) -> None:
-        """Hand one event to every listener."""
-        for listener in self._listeners:
+        """Hand one event to every listener that wants it."""
+        usual = isinstance(event, PER_CALL)
+        for listener, per_call in self._listeners:
+            if usual and not per_call:
+                continue
             try:
                 listener(event)
             except Exception:

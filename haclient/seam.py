@@ -51,12 +51,12 @@ class _Milvus(MilvusException):  # type: ignore[misc]
 def _as_milvus(kind: type[errors.CallError]) -> type[errors.CallError]:
     def init(self: Any, summary: str, attempts: Iterable[Any] = (), *, code: int = 65535) -> None:
         kind.__init__(self, summary, tuple(attempts), code=code)
-        _Milvus.__init__(self, code, errors.describe(summary, self.attempts))
+        MilvusException.__init__(self, code, errors.describe(summary, self.attempts))
 
     return type(kind.__name__, (kind, _Milvus), {"__init__": init, "__doc__": kind.__doc__, "__module__": __name__})
 
 
-_KINDS = (
+_KINDS: tuple[type[errors.CallError], ...] = (
     errors.Unavailable,
     errors.DeadlineExceeded,
     errors.PoisonedCall,
@@ -72,7 +72,7 @@ class ConfigError(errors.ConfigError, _Milvus):
 
     def __init__(self, message: str) -> None:
         errors.ConfigError.__init__(self, message)
-        _Milvus.__init__(self, 1, message)
+        MilvusException.__init__(self, 1, message)
 
 
 def milvus_error(error: errors.CallError) -> errors.CallError:
@@ -109,7 +109,10 @@ class StubChannel:
         request = self._request
 
         async def call(
-            message: Any = None, timeout: float | None = None, metadata: Any = None, **keywords: Any
+            message: Any = None,
+            timeout: float | None = None,  # noqa: ASYNC109 - gRPC's name
+            metadata: Any = None,
+            **keywords: Any,
         ) -> Any:
             if message is None:
                 message = keywords["request"]
@@ -153,9 +156,10 @@ def _refusal(method: Method, reply: Reply) -> Exception:
         what = "wrong or missing credentials" if reply.code == _UNAUTHENTICATED else "not permitted"
         return _BOTH[errors.AccessDenied](f"{method.name}: {what}: {reply.details}", code=reply.code)
     code = _CODES.get(reply.code, grpc.StatusCode.UNKNOWN)
-    return grpc.aio.AioRpcError(
+    refusal: Exception = grpc.aio.AioRpcError(
         code, grpc.aio.Metadata(*reply.headers), grpc.aio.Metadata(*reply.trailers), details=reply.details
     )
+    return refusal
 
 
 def _no_streams(path: str) -> Callable[..., Any]:
@@ -190,11 +194,7 @@ async def _ready(self: Any, *_: Any, **__: Any) -> None:
 
 
 #: pymilvus' handler over our channel.
-Handler = type(
-    "Handler",
-    (AsyncGrpcHandler,),
-    {**_without_retries(AsyncGrpcHandler), "ensure_channel_ready": _ready, "__doc__": "pymilvus' handler over our channel."},
-)
+Handler = type("Handler", (AsyncGrpcHandler,), {**_without_retries(AsyncGrpcHandler), "ensure_channel_ready": _ready})
 
 
 def make_handler(request: Requester, address: str, database: str) -> Any:

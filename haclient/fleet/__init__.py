@@ -1,0 +1,1 @@
+"""The state of the world: clusters, endpoints, and which of them may be used."""

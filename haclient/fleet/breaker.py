@@ -46,7 +46,7 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
         self.generation = 0
         self.reason = ""
         self.retry_at = 0.0
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._on_change = on_change
         self._consecutive = 0
@@ -86,7 +86,7 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
             self._permits += 1
             if ok:
                 self._trials += 1
-                if self._trials >= self._settings.trial_successes:
+                if self._trials >= self.settings.trial_successes:
                     self._close()
             elif ok is False:
                 self.open("the trial failed")
@@ -97,22 +97,22 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
             self.reason = reason
             return
         now = self._clock()
-        rested = self.state == CLOSED and now - self._closed_at > self._settings.max_open_s
+        rested = self.state == CLOSED and now - self._closed_at > self.settings.max_open_s
         self._reopened = 0 if rested else self._reopened + 1
-        self.retry_at = now + min(self._settings.open_s * 2.0 ** min(self._reopened, 16), self._settings.max_open_s)
+        self.retry_at = now + min(self.settings.open_s * 2.0 ** min(self._reopened, 16), self.settings.max_open_s)
         self.reason = reason
         self._holder.open()
 
     def try_half_open(self) -> bool:
         """Go from open to half open if the wait is over; the caller has evidence that it may serve."""
         if self.state == OPEN and self._clock() >= self.retry_at:
-            self._permits = self._settings.trial_permits
+            self._permits = self.settings.trial_permits
             self._trials = 0
             self._holder.half_open()
         return self.state == HALF_OPEN
 
     def _failed(self) -> None:
-        settings = self._settings
+        settings = self.settings
         self._consecutive += 1
         now = self._clock()
         self._window.count(False, now)
@@ -124,7 +124,7 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
 
     def _close(self) -> None:
         self._consecutive = 0
-        self._window = _Window(self._settings.window_s, self._clock())
+        self._window = _Window(self.settings.window_s, self._clock())
         self._closed_at = self._clock()
         self.reason = "the trials succeeded"
         self._holder.close()

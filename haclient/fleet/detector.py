@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import final
 
+from haclient.call import Call
 from haclient.config import Health
 from haclient.errors import WireError
 from haclient.fleet import breaker
@@ -35,12 +36,20 @@ class Detector:
 
     Args:
         nodes: Every node of the fleet, now.
+        elsewhere: Whether a call has a healthy endpoint left that it has not been sent to.
         settings: Time-outs and ratios.
         loop: Runs the timers; its time is the clock.
     """
 
-    def __init__(self, nodes: Callable[[], Iterable[Node]], settings: Health, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        nodes: Callable[[], Iterable[Node]],
+        elsewhere: Callable[[Call], bool],
+        settings: Health,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._nodes = nodes
+        self._elsewhere = elsewhere
         self._settings = settings
         self._loop = loop
 
@@ -58,11 +67,22 @@ class Detector:
             if reason:
                 node.gate.open(reason)
 
+    def stalled(self, node: Node) -> None:
+        """Open the gate of an endpoint that is not there, and send its calls on where they have somewhere to go."""
+        reason = f"stalled: no answer to a PING within {self._settings.ping_timeout_s * 1e3:.0f} ms"
+        node.last_error = reason
+        node.gate.open(reason)
+        for flight in [f for f in node.flights if f.call.idempotent and self._elsewhere(f.call)]:
+            flight.abort(reason)
+
     def lagging(self, node: Node, mine: float, latency: Callable[[Node], PeakEwma]) -> str:
         """Say why an endpoint that took ``mine`` seconds counts as too slow beside the others, or ""."""
-        others = [n for n in self._nodes() if n is not node and not n.drained and not n.refused]
+        # A cluster in another zone, or kept for disasters, is farther away by design.
+        level = (node.cluster.priority, node.cluster.zone)
+        peers = [n for n in self._nodes() if (n.cluster.priority, n.cluster.zone) == level]
+        others = [n for n in peers if n is not node and not n.drained and not n.refused]
         usable = [n for n in others if n.gate.state == breaker.CLOSED and latency(n).seen]
-        if not usable or (node.gate.state == breaker.CLOSED and 2 * len(usable) < len(others)):
+        if not usable or (node.gate.state == breaker.CLOSED and 2 * len(usable) <= len(others)):
             return ""
         median = statistics.median(latency(n).value for n in usable)
         settings = self._settings
@@ -101,8 +121,4 @@ class _Ping:
         node.pinging = False
         if node.heard_at >= self._sent_at or node.gate.state == breaker.OPEN:
             return
-        reason = f"stalled: no answer to a PING within {self._timeout_s * 1e3:.0f} ms"
-        node.last_error = reason
-        node.gate.open(reason)
-        for flight in [f for f in node.flights if f.call.idempotent]:
-            flight.abort(reason)
+        self._detector.stalled(node)

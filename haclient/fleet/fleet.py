@@ -79,7 +79,7 @@ class Fleet:
         self._closing: set[asyncio.Task[None]] = set()
         self._loop = loop
         self.balancer = Balancer(self.nodes, config.zone, self.clock, rng)
-        self.detector = Detector(self.nodes, config.health, loop)
+        self.detector = Detector(self.nodes, self.untried, config.health, loop)
         for cluster in config.clusters:
             self._add_cluster(cluster)
 
@@ -138,7 +138,7 @@ class Fleet:
 
     def finished(self, call: Call, attempt: Attempt) -> None:
         """Tell listeners of a finished attempt."""
-        if self._bus:
+        if self._bus.per_call:
             assert attempt.ended is not None
             assert attempt.action is not None
             self._bus.emit(
@@ -153,10 +153,6 @@ class Fleet:
                     reason=attempt.reason,
                 )
             )
-
-    def suspect(self, flight: Flight) -> None:
-        """Look into an attempt that takes longer than usual."""
-        self.detector.suspect(flight.node)
 
     def untried(self, call: Call) -> bool:
         """Say whether a healthy endpoint is left that the call has not been sent to."""
@@ -219,19 +215,18 @@ class Fleet:
         self.balancer.changed()
         if not ready:
             node.wake()
-        if self._bus:
-            database, collection = key
-            self._bus.emit(
-                ReadinessChanged(
-                    at=self.clock(),
-                    cluster=node.cluster.name,
-                    endpoint=node.name,
-                    database=database,
-                    collection=collection,
-                    ready=ready,
-                    reason=reason,
-                )
+        database, collection = key
+        self._bus.emit(
+            ReadinessChanged(
+                at=self.clock(),
+                cluster=node.cluster.name,
+                endpoint=node.name,
+                database=database,
+                collection=collection,
+                ready=ready,
+                reason=reason,
             )
+        )
 
     def lost(self, node: Node, key: Key) -> bool:
         """Say whether "collection not found" may be this endpoint's fault: another one may still have it."""
@@ -248,7 +243,7 @@ class Fleet:
         now = self.clock()
         self.balancer.changed()
         after = node.state(now)
-        if self._bus and after is not before:
+        if after is not before:
             self._bus.emit(
                 EndpointChanged(
                     at=now,
@@ -330,14 +325,14 @@ class Fleet:
                     node = self._add_node(cluster, endpoint)
                     added.append(node.name)
                 else:
-                    node.cluster, node.name = cluster, endpoint.name
+                    node.cluster, node.name, node.gate.settings = cluster, endpoint.name, config.breaker
                     cluster.nodes.append(node)
                     kept.add(node)
         removed = [node for node in old.values() if node not in kept]
         for node in removed:
             self._retire(node)
         self.balancer = Balancer(self.nodes, config.zone, self.clock, self._rng)
-        self.detector = Detector(self.nodes, config.health, self._loop)
+        self.detector = Detector(self.nodes, self.untried, config.health, self._loop)
         names = tuple(node.name for node in removed)
         self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=len(kept)))
 
@@ -376,7 +371,7 @@ class Fleet:
 
     async def _close(self, node: Node) -> None:
         limit = self.clock() + self.config.timeouts.read_s
-        while node.flights and self.clock() < limit:
+        while node.flights and self.clock() < limit:  # noqa: ASYNC110 - rare, and free for the hot path
             await asyncio.sleep(0.05)
         await node.data.aclose()
         await node.probe.aclose()

@@ -80,6 +80,10 @@ class Flight:
         self._fleet.finished(self.call, self.attempt)
         self.node.latency.at_least(now - self.attempt.started, now)
 
+    def suspect(self) -> None:
+        """Look into it: it takes longer than usual."""
+        self._fleet.detector.suspect(self.node)
+
     def lose(self) -> None:
         """Give the attempt up because another endpoint answered first."""
         self.cancel()
@@ -130,7 +134,9 @@ class Flight:
         node.gate.record(self._permit, True)
         key = (call.database, call.collection)
         reading = call.method.kind is Kind.READ
-        if action is Action.FAILOVER_COLLECTION or (verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.lost(node, key)):
+        if action is Action.FAILOVER_COLLECTION or (
+            verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.lost(node, key)
+        ):
             self.attempt.action = Action.FAILOVER_COLLECTION
             self._fleet.mark(node, key, False, verdict.reason)
         elif action is Action.ALARM:

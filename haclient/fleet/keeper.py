@@ -7,7 +7,10 @@ other's probes. The rhythm quickens while an endpoint is on trial, and traffic c
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import final
 
 import httpx
@@ -19,6 +22,8 @@ from haclient.fleet import breaker
 from haclient.fleet.fleet import Fleet
 from haclient.fleet.node import Cluster, Node
 from haclient.fleet.probe import Look
+
+_log = logging.getLogger("haclient")
 
 #: Once one endpoint serves, the others get this long to be found before the first call goes out, seconds.
 _GRACE_S = 0.25
@@ -61,10 +66,8 @@ class Keeper:
         if any(cluster.config.healthz_url for cluster in fleet.clusters):
             self._http = httpx.AsyncClient()
         fleet.on_added, fleet.on_removed = self._watch, self._unwatch
-        for cluster in list(fleet.clusters):
-            if cluster.config.discovery == "dns":
-                await self._resolve(cluster, cluster.config.endpoints)
-                self._run(cluster, self._discover(cluster, cluster.config.endpoints))
+        await self._discover()
+        self._run(self, self._keep_discovering())
         for node in list(fleet.nodes()):
             if node not in self._looks:
                 self._watch(node)
@@ -96,9 +99,8 @@ class Keeper:
         if self._http is not None:
             await self._http.aclose()
 
-    def _run(self, owner: object, work: object) -> None:
-        task = self._loop.create_task(work)  # type: ignore[arg-type]
-        self._tasks[owner] = task
+    def _run(self, owner: object, work: Coroutine[None, None, None]) -> None:
+        self._tasks[owner] = self._loop.create_task(work)
 
     def _watch(self, node: Node) -> None:
         look = self._looks[node] = Look(self._fleet, node, self._loop, self._http)
@@ -118,16 +120,17 @@ class Keeper:
         try:
             while True:
                 known = look.found
-                await look.once()
+                try:
+                    await look.once()
+                except Exception:
+                    _log.exception("a probe of %s failed in a way nobody thought of; probing goes on", node.name)
                 if not first.done():
                     first.set_result(None)
                 elif look.found and not known:
                     self._recognise()
                 await asyncio.sleep(_GAP_S)
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), max(self._pause(node) - _GAP_S, 0.0))
-                except TimeoutError:
-                    pass
                 woken.clear()
         finally:
             if not first.done():
@@ -150,10 +153,15 @@ class Keeper:
         except ConfigError as error:
             self._bus.emit(ConfigRejected(at=self._loop.time(), reason=str(error)))
 
-    async def _discover(self, cluster: Cluster, declared: tuple[EndpointConfig, ...]) -> None:
+    async def _keep_discovering(self) -> None:
         while True:
             await asyncio.sleep(_RESOLVE_S * (0.9 + 0.2 * self._rng.random()))
-            await self._resolve(cluster, declared)
+            await self._discover()
+
+    async def _discover(self) -> None:
+        for cluster in list(self._fleet.clusters):
+            if cluster.config.discovery == "dns":
+                await self._resolve(cluster, cluster.config.endpoints)
 
     async def _resolve(self, cluster: Cluster, declared: tuple[EndpointConfig, ...]) -> None:
         """Make every address behind the declared names an endpoint; a name that does not resolve keeps what it had."""

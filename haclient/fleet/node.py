@@ -119,7 +119,9 @@ class Node:
         "wake",
     )
 
-    def __init__(self, name: str, address: str, cluster: Cluster, data: Transport, probe: Transport, gate: Gate) -> None:
+    def __init__(
+        self, name: str, address: str, cluster: Cluster, data: Transport, probe: Transport, gate: Gate
+    ) -> None:
         self.name = name
         self.address = address
         self.cluster = cluster

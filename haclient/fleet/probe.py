@@ -38,7 +38,7 @@ _NOT_LOADED = 101
 _LOAD_EVERY_S = 10.0
 
 
-class ProbeFailed(Exception):  # noqa: N818 - it is a fact about an endpoint, not an error of ours
+class ProbeFailed(Exception):
     """The endpoint cannot serve now.
 
     Attributes:
@@ -58,7 +58,9 @@ class Look:
         found: It has answered at least once.
     """
 
-    def __init__(self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient | None) -> None:
+    def __init__(
+        self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient | None
+    ) -> None:
         self.found = False
         self._fleet = fleet
         self._node = node
@@ -262,5 +264,3 @@ class Look:
             raise ProbeFailed(reason)
         if self._slow >= _SLOW_LOOKS:
             node.gate.open(reason)
-
-

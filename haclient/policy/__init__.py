@@ -1,0 +1,1 @@
+"""What is done per call: retry, hedge, budget, quarantine."""

@@ -33,6 +33,9 @@ class Flight(Protocol):
 
     attempt: Attempt
 
+    def suspect(self) -> None:
+        """Find out whether its endpoint is there at all: it takes longer than usual."""
+
     def cancel(self) -> None:
         """Give it up because the caller went away."""
 
@@ -56,7 +59,6 @@ class Hedging:
 
     Args:
         send: Starts one attempt.
-        suspect: Told of a flight that takes longer than usual.
         settings: Delays.
         budget: Shared with retries.
         loop: Its time is the clock.
@@ -66,14 +68,12 @@ class Hedging:
     def __init__(
         self,
         send: Sender,
-        suspect: Callable[[Flight], None],
         settings: Hedge,
         budget: Budget,
         loop: asyncio.AbstractEventLoop,
         bus: EventBus,
     ) -> None:
         self.send = send
-        self.suspect = suspect
         self.settings = settings
         self.budget = budget
         self.loop = loop
@@ -161,7 +161,7 @@ class _Race:
             self._expire()
             return
         for flight in tuple(self._flights):
-            owner.suspect(flight)
+            flight.suspect()
         if self._hedge():
             self._delay *= 2.0
             self._arm(owner.loop.time() + self._delay)
@@ -176,8 +176,7 @@ class _Race:
             return False
         now = owner.loop.time()
         if not owner.budget.withdraw(now):
-            if owner.bus:
-                owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
+            owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
             return False
         flight = owner.send(call, True, self._done)
         if flight is None:
@@ -185,9 +184,8 @@ class _Race:
             return False
         self._hedges += 1
         self._flights.append(flight)
-        if owner.bus:
-            name, cluster, endpoint = call.method.name, flight.attempt.cluster, flight.attempt.endpoint
-            owner.bus.emit(HedgeStarted(at=now, method=name, cluster=cluster, endpoint=endpoint, delay_s=self._delay))
+        name, cluster, endpoint = call.method.name, flight.attempt.cluster, flight.attempt.endpoint
+        owner.bus.emit(HedgeStarted(at=now, method=name, cluster=cluster, endpoint=endpoint, delay_s=self._delay))
         return True
 
     def _done(self, attempt: Attempt) -> None:

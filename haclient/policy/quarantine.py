@@ -140,7 +140,9 @@ class _Alone:
         self._timer = self._loop.call_later(_ALONE_S, self._let_go)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._timer is not None
         self._timer.cancel()
         if self.undisturbed:

@@ -138,14 +138,12 @@ class Retrying:
         return self._loop.time() + state.upcoming_sleep >= call.deadline
 
     def _announce(self, call: Call, state: RetryCallState) -> None:
-        if self._bus:
-            reason = str(call.attempts[-1])
-            delay_s = state.upcoming_sleep
-            event = RetryScheduled(
+        self._bus.emit(
+            RetryScheduled(
                 at=self._loop.time(),
                 method=call.method.name,
                 attempt=len(call.attempts),
-                delay_s=delay_s,
-                reason=reason,
+                delay_s=state.upcoming_sleep,
+                reason=str(call.attempts[-1]),
             )
-            self._bus.emit(event)
+        )
