@@ -166,6 +166,8 @@ class BidiStream(ClientStream):
             elif head.status >= 200:
                 self._head = head
                 self.headers = head.metadata
+            else:
+                self._informational()
         elif head.status is not None or not end:
             self._broken("a second header block that is no trailers")
         else:

@@ -284,17 +284,26 @@ class Channel:
                 assert connection is not None
                 await connection.ready_waiter
         except WireError as error:
+            self._dialled()
             self._failed(error if isinstance(error, ConnectFailed) else ConnectFailed(str(error)), replaces)
         except TimeoutError:
+            self._dialled()
             at = f" ({connection.peername} accepts, but does not speak)" if connection and connection.peername else ""
             text = f"{self}: no connection within {self.options.connect_timeout_s:g} s{at}"
             self._failed(ConnectFailed(text), replaces)
         else:
+            self._dialled()
             self._established(connection, replaces)
             return
         if connection is not None:
             connection.abort()
             self._all.discard(connection)
+
+    def _dialled(self) -> None:
+        # Must be before anyone is told: a caller that tries again at once needs a fresh dial.
+        task = asyncio.current_task()
+        assert task is not None
+        self._dialling.discard(task)
 
     def _established(self, connection: ClientConnection, replaces: ClientConnection | None) -> None:
         if connection.closed or connection.draining:
@@ -323,7 +332,7 @@ class Channel:
             later = self.options.max_age_s * 0.1
             self._age_timers[replaces] = self.loop.call_later(later, self._grow_old, replaces, later)
             return
-        if self._open or len(self._dialling) > 1:
+        if self._open or self._dialling:
             return
         queue, self.queue = self.queue, deque()
         pings, self._pings = self._pings, []

@@ -145,16 +145,13 @@ class Connection(Control, Generic[T]):
                     self._refill()
                 payload = self._unpad(data, body, end) if flags & frames.PADDED else data[body:end]
                 stream = streams.get(stream_id)
+                if not payload and not flags & 1:
+                    self._spend(self._idle, "empty DATA")
                 if stream is None:
                     self._check_not_idle(stream_id, "DATA")
                 elif size > stream.recv_window:
                     self._stream_fault(stream, frames.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
-                elif payload:
-                    stream.recv_window -= size
-                    stream.on_data(payload, size, flags & 1 == 1)
                 else:
-                    if not flags & 1:
-                        self._spend(self._idle, "empty DATA")
                     stream.recv_window -= size
                     stream.on_data(payload, size, flags & 1 == 1)
             elif kind == frames.HEADERS:

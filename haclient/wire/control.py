@@ -106,6 +106,10 @@ class Control(Writer):
             # Unknown types are ignored (RFC 9113 section 4.1), in moderation.
             self._spend(self._idle, "unknown")
 
+    def spend_idle(self, what: str) -> None:
+        """Count a frame that does nothing."""
+        self._spend(self._idle, what)
+
     def _spend(self, budget: Budget, what: str) -> None:
         if not budget.spend(self.loop.time()):
             fault(frames.ENHANCE_YOUR_CALM, f"too many {what} frames")

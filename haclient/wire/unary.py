@@ -61,6 +61,11 @@ class ClientStream(Stream):
         """Take a header block."""
         raise NotImplementedError
 
+    def _informational(self) -> None:
+        """Skip a 1xx header block, in moderation."""
+        assert self.connection is not None
+        self.connection.spend_idle("informational HEADERS")
+
     def detach(self) -> WireError | None:
         """Go back to the state before opening, because of GOAWAY; an error if it is too late for that."""
         raise NotImplementedError
@@ -131,6 +136,8 @@ class UnaryStream(ClientStream):
                 self._complete(head, trailers_only=True)
             elif head.status >= 200:
                 self._head = head
+            else:
+                self._informational()
         elif head.status is not None or not end:
             self._broken("a second header block that is no trailers")
         else:
