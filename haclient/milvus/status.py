@@ -189,7 +189,7 @@ def _verdict(action: Action, status: Status, kind: Kind, *, ambiguous: bool = Fa
     else:
         rejected = action in _REFUSALS or code in REJECTED_LEGACY
     reason = f"{status.reason[:300] or 'no reason given'} (code {code})"
-    return Verdict(action, reason, ambiguous, rejected and not ambiguous, code)
+    return Verdict(action, reason, ambiguous, rejected, code)
 
 
 CATCH_ALL: Final = 65535
