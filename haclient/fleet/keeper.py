@@ -13,15 +13,13 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import final
 
-import httpx
-
 from haclient.config import EndpointConfig
 from haclient.errors import ConfigError
 from haclient.events import ConfigRejected, EventBus
 from haclient.fleet import breaker
 from haclient.fleet.fleet import Fleet
 from haclient.fleet.node import Cluster, Node
-from haclient.fleet.probe import Look
+from haclient.fleet.probe import HTTPClient, Look
 
 _log = logging.getLogger("haclient")
 
@@ -54,7 +52,7 @@ class Keeper:
         self._looks: dict[Node, Look] = {}
         self._first: dict[Node, asyncio.Future[None]] = {}
         self._tasks: dict[object, asyncio.Task[None]] = {}
-        self._http: httpx.AsyncClient | None = None
+        self._http: HTTPClient | None = None
 
     async def start(self) -> None:
         """Look at every endpoint; return once one serves (and the others had a moment), or all have failed.
@@ -63,8 +61,7 @@ class Keeper:
             ConfigError: Endpoints declared as one cluster are not.
         """
         fleet = self._fleet
-        if any(cluster.config.healthz_url for cluster in fleet.clusters):
-            self._http = httpx.AsyncClient()
+        self._http = HTTPClient()
         fleet.on_added, fleet.on_removed = self._watch, self._unwatch
         await self._discover()
         self._run(self, self._keep_discovering())

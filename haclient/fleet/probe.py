@@ -51,6 +51,30 @@ class ProbeFailed(Exception):
 
 
 @final
+class HTTPClient:
+    """Asks ``healthz`` URLs; made when the first one is configured, since most fleets have none."""
+
+    def __init__(self) -> None:
+        self._client: httpx.AsyncClient | None = None
+
+    async def check(self, url: str, timeout_s: float) -> None:
+        """Raise `ProbeFailed` unless the URL answers 200 OK in time."""
+        if self._client is None:
+            self._client = httpx.AsyncClient()
+        try:
+            reply = await self._client.get(url, timeout=timeout_s)
+        except httpx.HTTPError as error:
+            raise ProbeFailed(f"{url}: {error!r}") from error
+        if reply.status_code != httpx.codes.OK:
+            raise ProbeFailed(f"{url}: HTTP {reply.status_code}: {reply.text[:200]}")
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
+@final
 class Look:
     """The repeated looks at one endpoint.
 
@@ -59,7 +83,7 @@ class Look:
     """
 
     def __init__(
-        self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient | None
+        self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: HTTPClient | None
     ) -> None:
         self.found = False
         self._fleet = fleet
@@ -140,12 +164,7 @@ class Look:
             return
         host, _, port = self._node.address.rpartition(":")
         url = cluster.healthz_url.format(host=host, port=port)
-        try:
-            reply = await self._http.get(url, timeout=self._fleet.config.health.timeout_s)
-        except httpx.HTTPError as error:
-            raise ProbeFailed(f"{url}: {error!r}") from error
-        if reply.status_code != httpx.codes.OK:
-            raise ProbeFailed(f"{url}: HTTP {reply.status_code}: {reply.text[:200]}")
+        await self._http.check(url, self._fleet.config.health.timeout_s)
 
     async def _shallow(self) -> None:
         node = self._node
