@@ -219,9 +219,7 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
                 elif tag == 0x12:
                     facts.database = str(message[begin:at], "utf-8")
                 elif tag == 0x2A and hybrid:
-                    # A search inside is walked only if the bytes are there at all.
-                    if any(message.find(key, begin, at) >= 0 for key in _PAGE_KEYS):
-                        facts.is_iterator |= _has_page(message, begin, at)
+                    facts.is_iterator |= _has_page(message, begin, at)
             elif kind == 0:
                 number = tag >> 3
                 if number == timestamp:
@@ -258,12 +256,14 @@ def _long(message: bytes, tag: int, at: int) -> tuple[int, int, int]:
 
 
 def _has_page(message: bytes, start: int, end: int) -> bool:
-    """Whether the SearchRequest at ``[start:end]`` is a page."""
-    for number, kind, a, b in islice(fields(message, start, end), MAX_FIELDS):
-        if number == 9 and kind == BYTES and b - a > 1 and message[a : a + 2 + message[a + 1]] in _PAGE_KEYS:
-            if _is_page(message[a:b]):
-                return True
-    return False
+    """Whether the SearchRequest at ``[start:end]`` is a page; it is walked only if the bytes are there at all."""
+    if all(message.find(key, start, end) < 0 for key in _PAGE_KEYS):
+        return False
+    return any(
+        message[a : a + 2 + message[a + 1]] in _PAGE_KEYS and _is_page(message[a:b])
+        for number, kind, a, b in islice(fields(message, start, end), MAX_FIELDS)
+        if number == 9 and kind == BYTES and b - a > 1
+    )
 
 
 def _is_page(pair: bytes) -> bool:
