@@ -149,7 +149,7 @@ class Node:
         self.ramp_s = 0.0
         #: (database, collection) to collection id, as last listed; see `haclient.fleet.identity`.
         self.catalogue: dict[Key, int] = {}
-        self.flavour = Flavour.REAL
+        self.flavour = Flavour.UNKNOWN
         self.version = ""
         self.last_error = ""
         #: Wakes its prober early.
