@@ -1,6 +1,7 @@
 """Flow control, large messages, and every random mix of settings, judged by `h2`."""
 
 import asyncio
+import itertools
 import random
 
 import h2.events
@@ -168,7 +169,7 @@ async def test_a_socket_that_fills_stops_a_large_request(memory):
         connection.resume_writing()
         await turns()
         sizes.append(len(server.bodies[1]))
-    assert [b - a for a, b in zip(sizes, sizes[1:], strict=False)] == [2**18] * 3
+    assert [b - a for a, b in itertools.pairwise(sizes)] == [2**18] * 3
     call.handle.cancel()
     connection.resume_writing()
     assert not connection._waiting
