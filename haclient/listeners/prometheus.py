@@ -1,0 +1,158 @@
+"""Events as Prometheus metrics.
+
+Decision made here: counters and histograms come from events alone; gauges hold the last state told, and
+`PrometheusListener.observe` sets them all from a snapshot, for what was there before anyone listened.
+Labels are bounded by `haclient.listeners.labels`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ImportError as error:  # pragma: no cover - the extra is installed where tests run
+    raise ImportError('PrometheusListener needs prometheus-client: pip install "haclient[prometheus]"') from error
+
+from haclient import events
+from haclient.events import Event
+from haclient.fleet.model import FleetView
+from haclient.listeners.labels import (
+    OTHER,
+    STATES,
+    Capped,
+    action_label,
+    collection_name,
+    method_label,
+    outcome_label,
+)
+
+#: Upper bounds of the latency histogram, seconds: a cached search to a call that used up its time.
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@final
+class PrometheusListener:
+    """Counts events; one listener may be subscribed to several clients.
+
+    Args:
+        registry: Where the metrics are registered; Prometheus' default registry unless given.
+        namespace: First part of every metric's name.
+        max_collections: Collections that have a label of their own; later ones have no ``ready`` gauge.
+        max_endpoints: Endpoints that have labels of their own (discovery finds new addresses for ever).
+
+    Raises:
+        ValueError: The registry has metrics of these names already: subscribe the listener that made them.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry = REGISTRY,
+        *,
+        namespace: str = "haclient",
+        max_collections: int = 100,
+        max_endpoints: int = 1000,
+    ) -> None:
+        self._collection = Capped(max_collections)
+        self._endpoint = Capped(max_endpoints)
+        self._states: dict[tuple[str, str], str] = {}
+        self._ready: set[tuple[str, str, str]] = set()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, namespace=namespace, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, namespace=namespace, registry=registry)
+
+        self._calls = counter("calls_total", "Calls of the application, by what it saw.", "method", "outcome")
+        self._duration = Histogram(
+            "call_duration_seconds",
+            "Time from a call to its answer, all attempts included.",
+            ["method"],
+            namespace=namespace,
+            registry=registry,
+            buckets=BUCKETS,
+        )
+        self._attempts = counter(
+            "attempts_total", "Attempts, by what their outcome asked for.", "cluster", "endpoint", "action"
+        )
+        self._hedges = counter("hedges_total", "Second attempts of reads.", "method")
+        self._retries = counter("retries_total", "Repeated attempts.", "method")
+        self._failovers = counter(
+            "failovers_total", "Calls answered elsewhere than first tried.", "from_cluster", "to_cluster"
+        )
+        self._exhausted = counter("budget_exhausted_total", "Attempts not made for lack of budget.", "wanted")
+        self._quarantined = counter("quarantined_total", "Requests seen to kill servers.", "method")
+        self._alarms = counter("data_alarms_total", "Answers that smell of lost data.", "cluster", "endpoint")
+        self._rejected = counter("config_rejected_total", "Changed configuration files that were wrong.")
+        self._state = gauge("endpoint_state", "1 for the state an endpoint is in.", "cluster", "endpoint", "state")
+        self._readiness = gauge(
+            "ready", "Whether an endpoint can serve a collection.", "cluster", "endpoint", "collection"
+        )
+
+    def __call__(self, event: Event) -> None:
+        """Count one event."""
+        match event:
+            case events.CallFinished():
+                method = method_label(event.method)
+                self._calls.labels(method, outcome_label(event.outcome)).inc()
+                self._duration.labels(method).observe(event.duration_s)
+            case events.AttemptFinished():
+                self._attempts.labels(event.cluster, self._endpoint(event.endpoint), action_label(event.action)).inc()
+            case events.HedgeStarted():
+                self._hedges.labels(method_label(event.method)).inc()
+            case events.RetryScheduled():
+                self._retries.labels(method_label(event.method)).inc()
+            case events.FailedOver():
+                self._failovers.labels(event.from_cluster, event.to_cluster).inc()
+            case events.BudgetExhausted():
+                self._exhausted.labels(event.wanted if event.wanted in {"retry", "hedge"} else OTHER).inc()
+            case events.CallQuarantined():
+                self._quarantined.labels(method_label(event.method)).inc()
+            case events.DataAlarm():
+                self._alarms.labels(event.cluster, self._endpoint(event.endpoint)).inc()
+            case events.ConfigRejected():
+                self._rejected.inc()
+            case events.EndpointChanged():
+                self._set_state(event.cluster, event.endpoint, event.after)
+            case events.ReadinessChanged():
+                name = collection_name(event.database, event.collection)
+                self._set_ready(event.cluster, event.endpoint, name, event.ready)
+            case events.FleetReconfigured():
+                self._forget({key for key in self._states if key[1] in event.removed})
+                self._forget_ready({key for key in self._ready if key[1] in event.removed})
+
+    def observe(self, view: FleetView) -> None:
+        """Set every gauge from a snapshot (``client.fleet``), and drop those of endpoints that are not in it."""
+        present = {(cluster.name, endpoint.name) for cluster in view.clusters for endpoint in cluster.endpoints}
+        self._forget(self._states.keys() - present)
+        self._forget_ready({key for key in self._ready if key[:2] not in present})
+        for cluster in view.clusters:
+            for endpoint in cluster.endpoints:
+                self._set_state(cluster.name, endpoint.name, endpoint.state)
+                for collection, ready in endpoint.ready.items():
+                    self._set_ready(cluster.name, endpoint.name, collection, ready)
+
+    def _set_state(self, cluster: str, endpoint: str, state: str) -> None:
+        if self._endpoint(endpoint) == OTHER:
+            return  # several endpoints have no one state
+        self._states[cluster, endpoint] = state
+        for each in STATES:
+            self._state.labels(cluster, endpoint, each).set(each == state)
+
+    def _set_ready(self, cluster: str, endpoint: str, collection: str, ready: bool) -> None:
+        if OTHER in (self._endpoint(endpoint), self._collection(collection)):
+            return
+        self._ready.add((cluster, endpoint, collection))
+        self._readiness.labels(cluster, endpoint, collection).set(ready)
+
+    def _forget(self, keys: set[tuple[str, str]]) -> None:
+        for key in keys:
+            del self._states[key]
+            for state in STATES:
+                self._state.remove(*key, state)
+
+    def _forget_ready(self, keys: set[tuple[str, str, str]]) -> None:
+        for key in keys:
+            self._ready.discard(key)
+            self._readiness.remove(*key)
