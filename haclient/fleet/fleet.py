@@ -209,7 +209,7 @@ class Fleet:
         if len(node.ready) >= _MOST_READY:
             node.ready.clear()
         node.ready[key] = ready
-        if ready is (before is None):
+        if ready and before is None:
             # Ready, as was assumed: nothing changes for the balancer, and nobody needs to hear of it.
             return
         self.balancer.changed()
@@ -263,10 +263,17 @@ class Fleet:
             node.joined_at, node.ramp_s = now, health.slow_start_s
             node.preferred_at = now + health.failback_dwell_s * (1.0 + 0.2 * self._rng.random())
             node.losses = 0
+            if node.ramp_s:
+                self._loop.call_later(node.ramp_s, self._risen, node, now)
         elif after == breaker.OPEN:
             node.last_error = reason
             node.wake()
         self._changed(node, states[before], reason)
+
+    def _risen(self, node: Node, joined_at: float) -> None:
+        """Tell that a slow start is over, unless another one has begun or the endpoint is out again."""
+        if node.joined_at == joined_at and node.state(self.clock()) is State.UP:
+            self._changed(node, State.PROBATION, "its slow start is over")
 
     # Maintenance.
 
