@@ -22,6 +22,7 @@ from haclient.config import Hedge
 from haclient.events import BudgetExhausted, EventBus, HedgeStarted
 from haclient.policy.budget import Budget
 from haclient.policy.latency import LatencyDigest
+from haclient.policy.retry import deaths
 
 _MOST_DIGESTS = 1024
 #: A hedge goes out this much later than the quantile, so that about the promised share is hedged.
@@ -173,6 +174,9 @@ class _Race:
         owner, call = self._owner, self._call
         settings = owner.settings
         if not (settings.enabled and call.hedgeable and self._hedges < settings.max_hedges):
+            return False
+        if deaths(call):
+            # It may be what kills servers, and two have it already (milvus.md section 0).
             return False
         now = owner.loop.time()
         if not owner.budget.withdraw(now):

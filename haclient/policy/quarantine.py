@@ -15,8 +15,8 @@ import asyncio
 from types import TracebackType
 from typing import final
 
-from haclient.call import Attempt, Call
-from haclient.errors import PoisonedCall
+from haclient.call import Action, Attempt, Call
+from haclient.errors import DeadlineExceeded, PoisonedCall
 from haclient.events import CallQuarantined, EventBus
 from haclient.milvus.requests import fingerprint
 from haclient.policy.retry import MOST_DEATHS, Try, deaths
@@ -40,9 +40,11 @@ class Quarantine:
     def __init__(self, attempt: Try, for_s: float, loop: asyncio.AbstractEventLoop, bus: EventBus) -> None:
         self._try = attempt
         self._for_s = for_s
-        self._loop = loop
         self._bus = bus
-        self._lock = asyncio.Lock()
+        self.loop = loop
+        self.lock = asyncio.Lock()
+        #: Suspects under way; more than one only if an earlier one is slow.
+        self.under_way = 0
         self._suspects: dict[bytes, float] = {}
         self._convicts: dict[bytes, float] = {}
         self._forget_at = 0.0
@@ -55,14 +57,14 @@ class Quarantine:
         """
         if not self._suspects and not self._convicts and not call.attempts:
             attempt = await self._try(call)
-            if attempt is not None and attempt.error is not None:
+            if attempt is not None and attempt.action is not Action.OK:
                 self._note(call)
             return attempt
         return await self._careful(call)
 
     async def _careful(self, call: Call) -> Attempt | None:
         mark = fingerprint(call.method, call.message)
-        now = self._loop.time()
+        now = self.loop.time()
         self._forget(now)
         if self._convicts.get(mark, now) > now:
             raise PoisonedCall(
@@ -77,7 +79,7 @@ class Quarantine:
             self._note(call)
             return attempt
         call.hedgeable = False
-        async with _Alone(self._lock, self._loop) as alone:
+        async with _Alone(self, call) as alone:
             attempt = await self._try(call)
         if deaths(call) == before:
             self._suspects.pop(mark, None)
@@ -90,15 +92,15 @@ class Quarantine:
     def _note(self, call: Call) -> None:
         """Remember a call whose connection died, so that it goes alone if it comes again."""
         if deaths(call) and len(self._suspects) < _MOST_MARKS:
-            self._suspects[fingerprint(call.method, call.message)] = self._loop.time() + self._for_s
+            self._suspects[fingerprint(call.method, call.message)] = self.loop.time() + self._for_s
 
     def _convict(self, call: Call, mark: bytes) -> None:
         self._suspects.pop(mark, None)
         if len(self._convicts) < _MOST_MARKS:
-            self._convicts[mark] = self._loop.time() + self._for_s
+            self._convicts[mark] = self.loop.time() + self._for_s
         self._bus.emit(
             CallQuarantined(
-                at=self._loop.time(),
+                at=self.loop.time(),
                 method=call.method.name,
                 collection=call.collection,
                 fingerprint=mark.hex(),
@@ -126,18 +128,34 @@ class _Alone:
     """Holds the lock while a suspect is tried, but lets the next one go when that takes long.
 
     Attributes:
-        undisturbed: The lock was held throughout, so no other suspect was on a server at the same time.
+        undisturbed: No other suspect was on a server at the same time.
+
+    Raises:
+        DeadlineExceeded: On entering, if the call's time ran out while others were tried.
     """
 
-    def __init__(self, lock: asyncio.Lock, loop: asyncio.AbstractEventLoop) -> None:
-        self._lock = lock
-        self._loop = loop
+    def __init__(self, owner: Quarantine, call: Call) -> None:
+        self._owner = owner
+        self._call = call
         self._timer: asyncio.TimerHandle | None = None
-        self.undisturbed = True
+        self._held = False
+        self.undisturbed = False
 
     async def __aenter__(self) -> _Alone:
-        await self._lock.acquire()
-        self._timer = self._loop.call_later(_ALONE_S, self._let_go)
+        owner, call = self._owner, self._call
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                await owner.lock.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{call.method.name} {call.collection}: connections died while servers worked on this request and "
+                "on others, which are now tried one at a time; its turn did not come before the deadline.",
+                call.attempts,
+            ) from None
+        self._held = True
+        self.undisturbed = owner.under_way == 0
+        owner.under_way += 1
+        self._timer = owner.loop.call_later(_ALONE_S, self._let_go)
         return self
 
     async def __aexit__(
@@ -145,9 +163,10 @@ class _Alone:
     ) -> None:
         assert self._timer is not None
         self._timer.cancel()
-        if self.undisturbed:
-            self._lock.release()
+        self._owner.under_way -= 1
+        if self._held:
+            self._owner.lock.release()
 
     def _let_go(self) -> None:
-        self.undisturbed = False
-        self._lock.release()
+        self._held = self.undisturbed = False
+        self._owner.lock.release()

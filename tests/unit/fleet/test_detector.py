@@ -255,7 +255,7 @@ def test_a_slow_server_is_avoided_after_a_few_calls():
     """One of three gets 400 times slower: of the next 300 calls it sees a few, and no call waits for it."""
 
     async def scenario():
-        world, core, nodes = fleet(3)
+        world, core, _nodes = fleet(3)
         async with world:
             await core.start()
             slow = world.by_address["s1:19530"]
