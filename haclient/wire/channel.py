@@ -22,6 +22,7 @@ from haclient.wire.bidi import BidiStream
 from haclient.wire.client import ClientConnection
 from haclient.wire.deadlines import Deadlines
 from haclient.wire.dial import Target, dial
+from haclient.wire.grpc import LARGEST_MESSAGE
 from haclient.wire.headers import check_metadata, encode_fields
 from haclient.wire.limits import Limits
 from haclient.wire.unary import ClientStream, UnaryStream
@@ -133,11 +134,13 @@ class Channel:
         """Send one unary call; see `haclient.call.Transport.start`.
 
         Raises:
-            ValueError: If ``path`` or ``metadata`` cannot be sent; nothing was sent then.
+            ValueError: If ``path``, ``message`` or ``metadata`` cannot be sent; nothing was sent then.
         """
         block = self._blocks.get((path, metadata))
         if block is None:
             block = self._encode(path, metadata)
+        if len(message) > LARGEST_MESSAGE:
+            raise ValueError(f"a gRPC message has at most {LARGEST_MESSAGE} bytes, this one has {len(message)}")
         deadline = self.loop.time() + timeout_s
         stream = UnaryStream(self, block, message, deadline, done)
         self.submit(stream, timeout_s)
@@ -291,6 +294,10 @@ class Channel:
             at = f" ({connection.peername} accepts, but does not speak)" if connection and connection.peername else ""
             text = f"{self}: no connection within {self.options.connect_timeout_s:g} s{at}"
             self._failed(ConnectFailed(text), replaces)
+        except Exception as error:
+            # Out of file descriptors, a name that TLS cannot use: whoever waits must hear of it at once.
+            self._dialled()
+            self._failed(ConnectFailed(f"{self}: cannot connect: {type(error).__name__}: {error}"), replaces)
         else:
             self._dialled()
             self._established(connection, replaces)

@@ -8,9 +8,11 @@ several addresses spread over them.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, final
@@ -97,7 +99,7 @@ def _interleave(addresses: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any, target: Target) -> socket.socket:
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, address)
+        await _sock_connect(loop, sock, address)
     except OSError as error:
         sock.close()
         # asyncio's own text repeats the address; the system's says what is wrong.
@@ -107,6 +109,33 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address
         sock.close()
         raise
     return sock
+
+
+async def _sock_connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any) -> None:
+    """Connect a non-blocking socket.
+
+    Not ``loop.sock_connect``: uvloop's forgets a refused socket only later, and takes the next one, which has the same
+    file descriptor, for refused as well.
+    """
+    if sys.platform == "win32":  # its default loop has no add_writer
+        await loop.sock_connect(sock, address)
+        return
+    code = sock.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        writable = loop.create_future()
+        loop.add_writer(sock.fileno(), _wake, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(sock.fileno())
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _show(address: Any) -> str:

@@ -2,9 +2,8 @@
 
 import asyncio
 
+import grpc
 import pytest
-
-grpc = pytest.importorskip("grpc")
 
 from haclient.call import Reply
 from haclient.errors import AttemptTimeout, ConnectionLost, StreamReset

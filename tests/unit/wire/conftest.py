@@ -1,4 +1,7 @@
+import asyncio
+
 import pytest
+import uvloop
 from wire_peer import Memory
 
 
@@ -10,3 +13,11 @@ async def memory(monkeypatch):
         await channel.aclose()
         assert channel.in_flight == 0
         assert len(channel.deadlines) == 0
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Real sockets are tried on both loops."""
+    factories = {"asyncio": asyncio.new_event_loop}
+    if item.path.name == "test_wire_sockets.py":
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories

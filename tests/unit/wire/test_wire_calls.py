@@ -533,3 +533,25 @@ async def test_identifiers_run_out(memory):
     await turns(10)
     memory.dialled[1].reply(1, b"first")
     assert (await after).message == b"first"
+
+
+async def test_an_unexpected_failure_to_connect_fails_the_calls_at_once(memory):
+    memory.error = OSError(24, "Too many open files")
+    outcome = await Call(memory.channel())
+    assert isinstance(outcome, ConnectFailed)
+    assert "Too many open files" in str(outcome)
+
+
+async def test_a_callback_may_try_again_at_once(memory):
+    memory.error = ConnectFailed("no")
+    channel = memory.channel()
+    outcomes = []
+
+    def again(outcome):
+        outcomes.append(outcome)
+        if len(outcomes) < 5:
+            channel.start(PATH, b"", (), 30.0, again)
+
+    channel.start(PATH, b"", (), 30.0, again)
+    await turns(40)
+    assert len(outcomes) == 5
