@@ -80,21 +80,16 @@ class Balancer:
         tiers = self._tiers((call.database, call.collection), now)
         if call.pin is not None:
             tiers = tuple(tuple(n for n in tier if n.cluster.name == call.pin) for tier in tiers)
-        if not tried:
-            for tier in tiers:
-                if tier:
-                    node = self._choose(tier, now)
-                    permit = node.gate.try_acquire()
-                    if permit != REFUSED:
-                        return node, permit
-            return self._last_resort(tiers, (), now)
         for tier in tiers:
-            left = tuple(node for node in tier if node not in tried)
-            if left:
+            left = tuple(node for node in tier if node not in tried) if tried else tier
+            while left:
                 node = self._choose(left, now)
                 permit = node.gate.try_acquire()
                 if permit != REFUSED:
                     return node, permit
+                if node.gate.state == breaker.OPEN:
+                    break  # so are the others of its tier
+                left = tuple(other for other in left if other is not node)
         return self._last_resort(tiers, tried, now)
 
     def _last_resort(self, tiers: Tiers, tried: Iterable[Node], now: float) -> tuple[Node, int] | None:
