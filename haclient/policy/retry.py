@@ -81,18 +81,20 @@ class Retrying:
     async def _again(self, call: Call, first: Attempt) -> Attempt:
         """Run tenacity over the failed first try and those that follow it."""
         last = first
-        fresh = True
+        fresh, anywhere = True, True
 
         async def step() -> Attempt:
-            nonlocal last, fresh
+            nonlocal last, fresh, anywhere
             if fresh:
                 fresh = False
             else:
-                last = await self._try(call) or last
+                attempt = await self._try(call)
+                anywhere = attempt is not None
+                last = attempt or last
             return last
 
         retrying = AsyncRetrying(
-            retry=retry_if_result(lambda attempt: self._worth(call, attempt)),
+            retry=retry_if_result(lambda attempt: anywhere and self._worth(call, attempt)),
             stop=lambda state: self._stop(call, state),
             wait=lambda state: self._wait(call, state.attempt_number),
             before_sleep=lambda state: self._announce(call, state),
