@@ -71,14 +71,18 @@ class Core:
         self._starting: asyncio.Future[None] | None = None
         self._started = False
         self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
+        self._hedging = Hedging(self.fleet.send, config.hedge, self._budget, loop, bus)
+        self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
         self._stack = self._assemble(config)
 
     def _assemble(self, config: Config) -> Handler:
-        fleet, budget, loop, bus = self.fleet, self._budget, self.loop, self.bus
-        hedge = Hedging(fleet.send, config.hedge, budget, loop, bus)
-        quarantine = Quarantine(hedge, config.retry.quarantine_s, loop, bus)
-        return Retrying(quarantine, fleet.untried, config.retry, budget, loop, self._rng, bus)
+        """Build the stack; what has a memory (budget, latencies, suspects) is kept when the configuration changes."""
+        retry = config.retry
+        self._budget.ratio, self._budget.floor = retry.budget_ratio, retry.budget_floor
+        self._hedging.settings = config.hedge
+        self._quarantine.for_s = retry.quarantine_s
+        return Retrying(self._quarantine, self.fleet.untried, retry, self._budget, self.loop, self._rng, self.bus)
 
     async def start(self) -> None:
         """Probe the endpoints and return as soon as one serves, or none can.
@@ -123,12 +127,24 @@ class Core:
             ConfigError: At start-up, see `start`.
         """
         if not self._started:
-            await self.start()
+            timeout_s = await self._start_within(method, timeout_s)
         call = self._call(method, message, metadata, timeout_s)
         fleet = self.fleet
         if routes_as_write(method.kind) and not fleet.single_cluster():
             raise _refused(call, fleet)
         return await self._observe(call)
+
+    async def _start_within(self, method: Method, timeout_s: float | None) -> float:
+        """Start in the time of the call that needs it; return what is left of that time, seconds."""
+        allowed = self._timeouts[method.kind] if timeout_s is None else timeout_s
+        deadline = self.loop.time() + allowed
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.start()
+        except TimeoutError:
+            text = f"{method.name}: the endpoints were still being looked at when its {allowed:g} s were over"
+            raise DeadlineExceeded(f"{text}; start the client before it is needed, or allow more time") from None
+        return deadline - self.loop.time()
 
     def _call(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Call:
         facts = inspect(method, message, metadata)
@@ -226,7 +242,6 @@ class Core:
         """Go over to another configuration without losing a call."""
         self.fleet.reconfigure(config)
         self._timeouts = _by_kind(config.timeouts)
-        self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
         self._stack = self._assemble(config)
 
     async def follow(self, stamp: Callable[[], object], read: Callable[[], Config], every_s: float = 1.0) -> None:

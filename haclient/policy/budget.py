@@ -23,11 +23,11 @@ class Budget:
         floor: Extra attempts per ten seconds that are always allowed.
     """
 
-    __slots__ = ("_calls", "_extras", "_floor", "_ratio", "_slot", "calls", "extras")
+    __slots__ = ("_calls", "_extras", "_slot", "calls", "extras", "floor", "ratio")
 
     def __init__(self, ratio: float, floor: int) -> None:
-        self._ratio = ratio
-        self._floor = floor
+        self.ratio = ratio
+        self.floor = floor
         self._calls = [0] * _SLOTS
         self._extras = [0] * _SLOTS
         self._slot = 0
@@ -47,7 +47,7 @@ class Budget:
         slot = int(now / _SLOT_S)
         if slot != self._slot:
             self._advance(slot)
-        if self.extras + 1 > max(self._ratio * self.calls, self._floor):
+        if self.extras + 1 > max(self.ratio * self.calls, self.floor):
             return False
         self._extras[slot % _SLOTS] += 1
         self.extras += 1

@@ -39,7 +39,7 @@ class Quarantine:
 
     def __init__(self, attempt: Try, for_s: float, loop: asyncio.AbstractEventLoop, bus: EventBus) -> None:
         self._try = attempt
-        self._for_s = for_s
+        self.for_s = for_s
         self._bus = bus
         self.loop = loop
         self.lock = asyncio.Lock()
@@ -92,24 +92,24 @@ class Quarantine:
     def _note(self, call: Call) -> None:
         """Remember a call whose connection died, so that it goes alone if it comes again."""
         if deaths(call) and len(self._suspects) < _MOST_MARKS:
-            self._suspects[fingerprint(call.method, call.message)] = self.loop.time() + self._for_s
+            self._suspects[fingerprint(call.method, call.message)] = self.loop.time() + self.for_s
 
     def _convict(self, call: Call, mark: bytes) -> None:
         self._suspects.pop(mark, None)
         if len(self._convicts) < _MOST_MARKS:
-            self._convicts[mark] = self.loop.time() + self._for_s
+            self._convicts[mark] = self.loop.time() + self.for_s
         self._bus.emit(
             CallQuarantined(
                 at=self.loop.time(),
                 method=call.method.name,
                 collection=call.collection,
                 fingerprint=mark.hex(),
-                for_s=self._for_s,
+                for_s=self.for_s,
             )
         )
         raise PoisonedCall(
             f"{call.method.name} {call.collection}: the connections of {MOST_DEATHS} servers died while they worked on "
-            f"this request, so it is not tried again and is refused for {self._for_s:g} s. It may have crashed "
+            f"this request, so it is not tried again and is refused for {self.for_s:g} s. It may have crashed "
             "them: check their logs, and change the request.",
             call.attempts,
         )
