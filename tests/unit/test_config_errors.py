@@ -3,6 +3,7 @@
 # ruff: noqa: E501, PT017
 # A table with one mistake per line is read across; properties need the error and the value alike.
 
+import re
 import tomllib
 
 import pytest
@@ -154,9 +155,9 @@ def test_all_mistakes_are_told_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"a = \n", "is not TOML: Invalid value (at line 1, column 5); correct that line"),
-        (b"a = 1\na = 2\n", "is not TOML: Cannot overwrite a value (at line 2, column 6); correct that line"),
-        (b"a = '\xff'\n", "is not UTF-8 text (byte 5); save it as UTF-8"),
+        (b"a = \n", r"is not TOML: .*\(at line 1, column \d+\); correct that line"),
+        (b"a = 1\na = 2\n", r"is not TOML: .*\(at line 2, column \d+\); correct that line"),
+        (b"a = '\xff'\n", r"is not UTF-8 text \(byte 5\); save it as UTF-8"),
         (b"a = " + b"1" * 5000, "is not TOML: a number is too long or a table nested too deeply; see examples/haclient.toml"),
     ],
 )  # fmt: skip
@@ -164,7 +165,7 @@ def test_files_that_are_no_toml(tmp_path, content, problem):
     """The line is named; the content is not shown."""
     path = tmp_path / "h.toml"
     path.write_bytes(content)
-    assert error_of(Config.from_file, path) == f"{path}: {problem}"
+    assert re.fullmatch(f"{re.escape(str(path))}: {problem}", error_of(Config.from_file, path))
 
 
 def test_files_that_cannot_be_read(tmp_path):
