@@ -125,7 +125,7 @@ async def _looks(settings: Config, every_s: float | None, timeout_s: float) -> A
 @app.command()
 def demo(
     embedder: Annotated[str, typer.Option(help="hashing, or sentence-transformers[:MODEL].")] = "hashing",
-    seconds: Annotated[float, typer.Option(help="How long questions are asked.")] = 30.0,
+    seconds: Annotated[float, typer.Option(help="How long questions are asked.")] = 25.0,
     rate: Annotated[float, typer.Option(help="Questions a second.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Seed of the order of the questions.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers' folder in place.")] = False,

@@ -1,0 +1,402 @@
+"""``haclient demo``: real questions to three real servers while they are killed, frozen and emptied of what they serve.
+
+Decision made here: nothing is simulated and nothing is left to luck. Servers are processes, faults are signals and
+RPCs, each answer is compared with an exact search made before, and a fault waits until another server is well, so
+that a right answer is always possible; that it is given is the client's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from haclient.drill import demo_view
+from haclient.drill.corpus import QUESTIONS, Passage, read_corpus
+from haclient.drill.demo_story import Answer, Report, Story, report
+from haclient.drill.launch import LiteServer
+from haclient.drill.measure import open_loop
+from haclient.errors import ConfigError, HAClientError
+from haclient.retrieval.embed import Embedder, HashingEmbedder, SentenceTransformerEmbedder, Vectors
+
+if TYPE_CHECKING:
+    from haclient.client import AsyncMilvusClient
+
+T = TypeVar("T")
+
+COLLECTION = "python_reference"
+SERVERS = ("a", "b", "c")
+#: What is done when, as a share of the time. Kill and freeze overlap: two of three are then bad. Each hits the
+#: server that answers most questions then, where it hurts most.
+PLAN = ((0.1, "kill"), (0.25, "freeze"), (0.4, "thaw"), (0.47, "restart"), (0.72, "release"))
+#: Rows in one insert.
+_BATCH = 100
+#: Scores closer than this are a tie: float32 on the server and here round differently.
+_TIE = 1e-5
+#: How long one call of the drill itself may take, seconds.
+_PATIENCE_S = 20.0
+#: Redraws a second.
+_FRAMES = 4
+#: Without a terminal, totals are printed this often, seconds.
+_TOTALS_EVERY_S = 5.0
+#: How long the client may take after the last question to see all servers well again, seconds.
+_HEAL_S = 8.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What can be chosen.
+
+    Attributes:
+        embedder: ``hashing``, or ``sentence-transformers`` with an optional ``:model``.
+        seconds: How long questions are asked.
+        rate: Questions a second.
+        seed: Seed of the order of the questions.
+        keep: Leave the servers' folder in place.
+        json: Print the report as one line of JSON, and all else to standard error.
+
+    Raises:
+        ConfigError: A value is wrong.
+    """
+
+    embedder: str = "hashing"
+    seconds: float = 25.0
+    rate: float = 20.0
+    seed: int = 0
+    keep: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if not 10 <= self.seconds <= 3600:
+            raise ConfigError(f"seconds must be from 10 to 3600, got {self.seconds:g}; servers take a while to restart")
+        if not 1 <= self.rate <= 1000:
+            raise ConfigError(f"rate must be from 1 to 1000 questions a second, got {self.rate:g}; write 20, say")
+        if not re.fullmatch(r"hashing|sentence-transformers(:.+)?", self.embedder):
+            raise ConfigError(
+                f"unknown embedder {self.embedder!r}; write hashing, sentence-transformers, or "
+                "sentence-transformers:MODEL"
+            )
+
+
+def run(options: DemoOptions, console: Console | None = None) -> int:
+    """Run the demo; returns the exit code: 0, 1 if anything failed, 130 after Ctrl-C."""
+    console = console or Console(stderr=options.json, highlight=False)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            result = runner.run(_main(options, console))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("Stopped; all servers are gone.")
+        return 130
+    except Exception as error:
+        cause = _innermost(error)
+        if not isinstance(cause, _expected()):
+            raise
+        console.print(Text.assemble(("The demo could not run: ", "bold red"), str(cause)))
+        return 1
+    console.print(demo_view.finished(result))
+    if options.json:
+        print(json.dumps(result.as_json()), flush=True)
+    return 0 if result.ok else 1
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _expected() -> tuple[type[BaseException], ...]:
+    """What can go wrong on a machine without being a bug of ours."""
+    from pymilvus.exceptions import MilvusException  # noqa: PLC0415
+
+    return HAClientError, OSError, MilvusException
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    import uvloop  # noqa: PLC0415 - not there on every platform
+
+    return uvloop.new_event_loop
+
+
+async def _main(options: DemoOptions, console: Console) -> Report:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    with _folder(console, keep=options.keep) as folder:
+        return await _Demo(options, console, folder).run()
+
+
+@contextlib.contextmanager
+def _folder(console: Console, *, keep: bool) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="haclient-demo-"))
+    try:
+        yield folder
+    finally:
+        if keep:
+            console.print(f"The servers' data and logs are in {folder}", markup=False)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@final
+class _Demo:
+    """One run."""
+
+    def __init__(self, options: DemoOptions, console: Console, folder: Path) -> None:
+        self.options = options
+        self.console = console
+        self.servers = {name: LiteServer(folder / name, name=name) for name in SERVERS}
+        self.story = Story()
+        self.passages: list[Passage] = []
+        self.questions: Vectors
+        self.best: list[frozenset[int]] = []
+        self.order: list[int] = []
+
+    async def run(self) -> Report:
+        """Start, load, ask, and sum up."""
+        start = time.monotonic()
+        async with AsyncExitStack() as stack:
+            for server in self.servers.values():
+                stack.push_async_callback(server.close)
+            await self._prepare()
+            async with self._client() as client:
+                load_s = time.monotonic() - start
+                await self._ask_and_break(client)
+        return report(
+            self.story,
+            passages=len(self.passages),
+            embedder=self.options.embedder,
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            total_s=time.monotonic() - start,
+            load_s=load_s,
+        )
+
+    # Before the questions.
+
+    async def _prepare(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=not terminal, transient=True) as progress:
+            starting = progress.add_task("starting three milvus-lite servers", total=len(SERVERS))
+
+            async def launch(server: LiteServer) -> None:
+                await server.start()
+                progress.advance(starting)
+
+            async with asyncio.TaskGroup() as group:
+                for server in self.servers.values():
+                    group.create_task(launch(server))
+                rows = await _in_thread(self._embed)
+            async with asyncio.TaskGroup() as group:
+                for name, server in self.servers.items():
+                    bar = progress.add_task(f"loading the Python language reference into {name}", total=len(rows))
+                    group.create_task(_in_thread(_load, server.uri, rows, _advance(progress, bar)))
+        self.console.print(f"Three milvus-lite servers serve {len(rows)} passages of the Python reference each.")
+
+    def _embed(self) -> list[dict[str, Any]]:
+        """Embed passages and questions, and find the best passages of each question by exact search."""
+        import haclient.client  # noqa: F401, PLC0415 - takes a second, while the servers start
+
+        passages = self.passages = read_corpus()
+        texts = [passage.words for passage in passages]
+        embedder = make_embedder(self.options.embedder, texts)
+        vectors = embedder.embed(texts)
+        self.questions = embedder.embed([question.text for question in QUESTIONS])
+        self.best = best_passages(self.questions, vectors)
+        return [
+            {"id": i, "topic": p.topic, "title": p.title, "text": p.text, "vector": vector.tolist()}
+            for i, (p, vector) in enumerate(zip(passages, vectors, strict=True))
+        ]
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[AsyncMilvusClient]:
+        from haclient.client import AsyncMilvusClient  # noqa: PLC0415 - see `_embed`
+
+        clusters = [{"name": n, "endpoints": [{"name": n, "uri": s.uri}]} for n, s in self.servers.items()]
+        config = {"cluster": clusters, "health": {"load_collections": True}}
+        async with AsyncMilvusClient(config=config) as client:
+            stop = client.subscribe(self.story.listen)
+            try:
+                yield client
+            finally:
+                stop()
+
+    # The questions, and what is done meanwhile.
+
+    async def _ask_and_break(self, client: AsyncMilvusClient) -> None:
+        options, story = self.options, self.story
+        rng = random.Random(options.seed)
+        while len(self.order) < options.rate * options.seconds:
+            self.order += rng.sample(range(len(QUESTIONS)), len(QUESTIONS))
+        story.began = time.monotonic()
+        if not self.console.is_terminal:
+            story.told = lambda line: self.console.print(demo_view.plain_line(line, story.began), soft_wrap=True)
+        async with asyncio.TaskGroup() as group:
+            show = group.create_task(self._show(client))
+            faults = group.create_task(self._break())
+
+            async def ask(number: int) -> Answer:
+                return await self._ask(client, self.order[number])
+
+            await open_loop(ask, rate=options.rate, seconds=options.seconds, done=story.asked)
+            if not faults.done():
+                faults.cancel()
+                story.problems.append("not all faults could be made in the time; give more --seconds")
+            await self._heal(client)
+            show.cancel()
+
+    async def _ask(self, client: AsyncMilvusClient, question: int) -> Answer:
+        vector = self.questions[question].tolist()
+        hits = (await client.search(COLLECTION, data=[vector], limit=3, output_fields=["title"]))[0]
+        right = bool(hits) and hits[0]["id"] in self.best[question]
+        title = hits[0]["entity"]["title"] if hits else "no passage found"
+        return Answer(QUESTIONS[question].text, str(title), right)
+
+    async def _break(self) -> None:
+        story = self.story
+        done: dict[str, str] = {}
+        for share, what in PLAN:
+            await asyncio.sleep(max(0.0, story.began + share * self.options.seconds - time.monotonic()))
+            if what == "thaw":
+                name = done["freeze"]
+            elif what == "restart":
+                name = done["kill"]
+            else:
+                # One more server than the one to be hurt must be well: a right answer stays possible.
+                while sum(map(story.well, SERVERS)) < 2:  # noqa: ASYNC110 - the story is told by many events
+                    await asyncio.sleep(0.05)
+                name = story.busiest(filter(story.well, SERVERS))
+            done[what] = name
+            server = self.servers[name]
+            if what == "kill":
+                await server.kill()
+            elif what == "freeze":
+                server.freeze()
+            elif what == "thaw":
+                server.thaw()
+            elif what == "restart":
+                await server.start()
+            else:
+                await _in_thread(_release, server.uri)
+            story.did(what, name)
+
+    async def _heal(self, client: AsyncMilvusClient) -> None:
+        """Wait until the client sees every server well again; one that does not come back is a problem."""
+        limit = time.monotonic() + _HEAL_S
+        while time.monotonic() < limit:
+            ill = [e.name for e in client.fleet.endpoints if e.state == "down" or e.ready.get(COLLECTION) is False]
+            if not ill:
+                return
+            await asyncio.sleep(0.1)
+        self.story.problems.append(f"not back in rotation at the end: {', '.join(ill)}")
+
+    async def _show(self, client: AsyncMilvusClient) -> None:
+        story = self.story
+        if not self.console.is_terminal:
+            while True:
+                await asyncio.sleep(_TOTALS_EVERY_S)
+                self.console.print(demo_view.plain_totals(story, time.monotonic()), soft_wrap=True)
+
+        def draw() -> Any:
+            now = time.monotonic()
+            return demo_view.live(story, client.fleet, now=now, seconds=self.options.seconds, collection=COLLECTION)
+
+        # Without its own thread: what is drawn belongs to this loop.
+        with Live(draw(), console=self.console, auto_refresh=False, transient=True) as screen:
+            while True:
+                await asyncio.sleep(1 / _FRAMES)
+                screen.update(draw(), refresh=True)
+
+
+def make_embedder(name: str, texts: Sequence[str]) -> Embedder:
+    """Make what ``--embedder`` names, ready for these texts."""
+    kind, _, model = name.partition(":")
+    if kind == "hashing":
+        return HashingEmbedder().fit(texts)
+    return SentenceTransformerEmbedder(model) if model else SentenceTransformerEmbedder()
+
+
+def best_passages(questions: Vectors, passages: Vectors) -> list[frozenset[int]]:
+    """Return the passages nearest to each question by exact cosine; several if they tie."""
+    scores = questions.astype(np.float64) @ passages.astype(np.float64).T
+    best = scores >= scores.max(axis=1, keepdims=True) - _TIE
+    return [frozenset(np.flatnonzero(row).tolist()) for row in best]
+
+
+def _advance(progress: Progress, bar: Any) -> Callable[[int], None]:
+    return lambda count: progress.advance(bar, count)
+
+
+def _load(uri: str, rows: Sequence[dict[str, Any]], done: Callable[[int], None]) -> None:
+    """Fill one server with plain pymilvus, as any program would."""
+    from pymilvus import DataType, MilvusClient  # noqa: PLC0415
+
+    client = MilvusClient(uri, timeout=_PATIENCE_S)
+    try:
+        schema = client.create_schema(auto_id=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        for name in ("topic", "title", "text"):
+            schema.add_field(name, DataType.VARCHAR, max_length=65535)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=len(rows[0]["vector"]))
+        client.create_collection(COLLECTION, schema=schema, timeout=_PATIENCE_S)
+        for i in range(0, len(rows), _BATCH):
+            batch = list(rows[i : i + _BATCH])
+            client.insert(COLLECTION, batch, timeout=_PATIENCE_S)
+            done(len(batch))
+        # milvus-lite searches unflushed rows slowly.
+        client.flush(COLLECTION, timeout=_PATIENCE_S)
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="COSINE")
+        client.create_index(COLLECTION, index, timeout=_PATIENCE_S)
+        client.load_collection(COLLECTION, timeout=_PATIENCE_S)
+    finally:
+        client.close()
+
+
+def _release(uri: str) -> None:
+    """Release the collection on one server with plain pymilvus, behind the back of the client under test."""
+    from pymilvus import MilvusClient  # noqa: PLC0415
+
+    client = MilvusClient(uri, timeout=_PATIENCE_S)
+    try:
+        client.release_collection(COLLECTION, timeout=_PATIENCE_S)
+    finally:
+        client.close()
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Run blocking work; when cancelled, wait for its end first, so that no server dies under it."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(run(DemoOptions()))
