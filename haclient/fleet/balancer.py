@@ -44,7 +44,7 @@ class Balancer:
 
     Args:
         nodes: Every node of the fleet, now.
-        zone: The zone this process runs in, "" for no preference.
+        zone: The zone this process runs in, "" for no preference; call `changed` after setting it anew.
         clock: Loop time in seconds.
         rng: Source of randomness.
     """
@@ -53,7 +53,7 @@ class Balancer:
         self, nodes: Callable[[], Iterable[Node]], zone: str, clock: Callable[[], float], rng: random.Random
     ) -> None:
         self._nodes = nodes
-        self._zone = zone
+        self.zone = zone
         self._clock = clock
         self._random = rng.random
         self._entries: dict[Key, _Entry] = {}
@@ -151,4 +151,4 @@ class Balancer:
             health = _RECOVERING
         else:
             health = _GOOD
-        return health, node.cluster.priority, bool(self._zone) and node.cluster.zone != self._zone
+        return health, node.cluster.priority, bool(self.zone) and node.cluster.zone != self.zone

@@ -77,6 +77,8 @@ class Fleet:
         self._bus = bus
         self._rng = rng
         self._closing: set[asyncio.Task[None]] = set()
+        #: Timers of slow starts.
+        self._rising: dict[Node, asyncio.TimerHandle] = {}
         self._loop = loop
         self.balancer = Balancer(self.nodes, config.zone, self.clock, rng)
         self.detector = Detector(self.nodes, self.untried, config.health, loop)
@@ -117,7 +119,8 @@ class Fleet:
         if picked is None:
             return None
         node, permit = picked
-        if hedge and (node in tried or permit == breaker.REFUSED):
+        unready = node.ready.get((call.database, call.collection)) is False
+        if hedge and (node in tried or permit == breaker.REFUSED or unready):
             node.gate.record(permit, None)
             return None
         now = self.clock()
@@ -233,7 +236,9 @@ class Fleet:
         return any(n is not node and not n.drained and n.ready.get(key) is not False for n in self.nodes())
 
     def alarm(self, node: Node, key: Key, reason: str) -> None:
-        """Take an endpoint out for one collection, and tell the operator why."""
+        """Take an endpoint out for one collection until a probe finds its data right, and tell the operator why."""
+        if len(node.distrusted) < _MOST_READY:
+            node.distrusted.add(key)
         self.mark(node, key, False, reason)
         self._bus.emit(
             DataAlarm(at=self.clock(), cluster=node.cluster.name, endpoint=node.name, collection=key[1], reason=reason)
@@ -264,7 +269,8 @@ class Fleet:
             node.preferred_at = now + health.failback_dwell_s * (1.0 + 0.2 * self._rng.random())
             node.losses = 0
             if node.ramp_s:
-                self._loop.call_later(node.ramp_s, self._risen, node, now)
+                self._stop_rising(node)
+                self._rising[node] = self._loop.call_later(node.ramp_s, self._risen, node, now)
         elif after == breaker.OPEN:
             node.last_error = reason
             node.wake()
@@ -272,8 +278,14 @@ class Fleet:
 
     def _risen(self, node: Node, joined_at: float) -> None:
         """Tell that a slow start is over, unless another one has begun or the endpoint is out again."""
+        self._rising.pop(node, None)
         if node.joined_at == joined_at and node.state(self.clock()) is State.UP:
             self._changed(node, State.PROBATION, "its slow start is over")
+
+    def _stop_rising(self, node: Node) -> None:
+        timer = self._rising.pop(node, None)
+        if timer is not None:
+            timer.cancel()
 
     # Maintenance.
 
@@ -338,7 +350,9 @@ class Fleet:
         removed = [node for node in old.values() if node not in kept]
         for node in removed:
             self._retire(node)
-        self.balancer = Balancer(self.nodes, config.zone, self.clock, self._rng)
+        # The balancer knows which collections are in use, and must go on knowing.
+        self.balancer.zone = config.zone
+        self.balancer.changed()
         self.detector = Detector(self.nodes, self.untried, config.health, self._loop)
         names = tuple(node.name for node in removed)
         self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=len(kept)))
@@ -371,6 +385,7 @@ class Fleet:
 
     def _retire(self, node: Node) -> None:
         node.drained = True
+        self._stop_rising(node)
         self.on_removed(node)
         task = self._loop.create_task(self._close(node))
         self._closing.add(task)
@@ -389,6 +404,7 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
         for node in list(self.nodes()):
+            self._stop_rising(node)
             await node.data.aclose()
             await node.probe.aclose()
 

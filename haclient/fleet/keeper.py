@@ -61,10 +61,12 @@ class Keeper:
             ConfigError: Endpoints declared as one cluster are not.
         """
         fleet = self._fleet
-        self._http = HTTPClient()
+        # A start that was refused may be tried again: what runs already is kept.
+        self._http = self._http or HTTPClient()
         fleet.on_added, fleet.on_removed = self._watch, self._unwatch
         await self._discover()
-        self._run(self, self._keep_discovering())
+        if self not in self._tasks:
+            self._run(self, self._keep_discovering())
         for node in list(fleet.nodes()):
             if node not in self._looks:
                 self._watch(node)
