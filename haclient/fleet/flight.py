@@ -122,8 +122,9 @@ class Flight:
             if call.hedgeable:
                 node.latency.observe(now - self.attempt.started, now)
                 node.losses = 0
-            if call.collection and not node.ready.get((call.database, call.collection), False) and call.hedgeable:
-                self._fleet.mark(node, (call.database, call.collection), True, "it answered a read")
+            key = (call.database, call.collection)
+            if call.collection and not node.ready.get(key, False) and call.hedgeable and key not in node.distrusted:
+                self._fleet.mark(node, key, True, "it answered a read")
             return
         node.last_error = verdict.reason
         if action is Action.FAILOVER:

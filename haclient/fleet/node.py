@@ -97,6 +97,7 @@ class Node:
         "catalogue",
         "cluster",
         "data",
+        "distrusted",
         "drained",
         "flavour",
         "flights",
@@ -143,6 +144,8 @@ class Node:
         self.heard_at = 0.0
         #: Collections that it is known to serve (True) or not to serve (False) now.
         self.ready: dict[Key, bool] = {}
+        #: Those whose data was found wrong: that it answers proves nothing.
+        self.distrusted: set[Key] = set()
         #: Start of the slow start, and from when it is preferred again (failback dwell).
         self.joined_at = float("-inf")
         self.preferred_at = float("-inf")

@@ -194,7 +194,8 @@ class Look:
     async def _deep(self) -> None:
         node, health = self._node, self._fleet.config.health
         now = self._loop.time()
-        trial = node.gate.state != breaker.CLOSED
+        # After a failed look everything is read again, or a failure seen by reading only would never come twice.
+        trial = node.gate.state != breaker.CLOSED or node.probe_failures > 0
         keys = [*dict.fromkeys([*self._fleet.in_use(), *((c.database, c.collection) for c in health.canary)])]
         due = []
         for key in keys:
@@ -224,6 +225,7 @@ class Look:
         for canary in fleet.config.health.canary:
             if (canary.database, canary.collection) == key and not await self._sings(canary, name):
                 return
+        node.distrusted.discard(key)
         fleet.mark(node, key, True, "a probe read it")
 
     async def _key_name(self, key: Key) -> str | None:
