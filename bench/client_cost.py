@@ -43,10 +43,10 @@ async def child(kind: str, uris: list[str], calls: int) -> None:
         client = AsyncMilvusClient(uris[0])
     else:
         from haclient import AsyncMilvusClient
-        #TMP
+        from haclient.listeners.prometheus import PrometheusListener
 
         client = AsyncMilvusClient(uris)
-        client.subscribe(PrometheusListener()) if 0 else client.subscribe(lambda e: None)
+        client.subscribe(PrometheusListener())
     print(json.dumps({str(n): await measure(client, n, calls) for n in (1, 16)}))
     await client.close()
 

@@ -27,6 +27,7 @@ from haclient.config import Config, EndpointConfig
 from haclient.core import Core
 from haclient.events import EventBus, Listener
 from haclient.fleet.model import FleetView
+from haclient.listeners.logging import LoggingListener
 from haclient.seam import ConfigError, make_handler
 from haclient.transport import connector
 
@@ -142,6 +143,7 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
         except errors.ConfigError as error:
             raise ConfigError(str(error)) from None
         self._bus = EventBus()
+        self._bus.subscribe(LoggingListener(), per_call=False)
         self._host = _Host(settings, self._bus)
         self._using = f"haclient-{next(_numbers)}"
         self._timeout = timeout
