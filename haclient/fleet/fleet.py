@@ -231,9 +231,17 @@ class Fleet:
             )
         )
 
-    def lost(self, node: Node, key: Key) -> bool:
-        """Say whether "collection not found" may be this endpoint's fault: another one may still have it."""
-        return any(n is not node and not n.drained and n.ready.get(key) is not False for n in self.nodes())
+    def lost(self, node: Node, key: Key, call: Call | None = None) -> bool:
+        """Say whether "collection not found" may be this endpoint's fault: one not asked yet may still have it.
+
+        An endpoint that cannot serve the collection now may have it all the same (it is not loaded, or what is
+        known of it is old); then the catalogue tells.
+        """
+        tried = self._tried(call.attempts) if call is not None else ()
+        return any(
+            n is not node and not n.drained and n not in tried and (n.ready.get(key) is not False or key in n.catalogue)
+            for n in self.nodes()
+        )
 
     def alarm(self, node: Node, key: Key, reason: str) -> None:
         """Take an endpoint out for one collection until a probe finds its data right, and tell the operator why."""

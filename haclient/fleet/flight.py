@@ -136,7 +136,7 @@ class Flight:
         key = (call.database, call.collection)
         reading = call.method.kind is Kind.READ
         if action is Action.FAILOVER_COLLECTION or (
-            verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.lost(node, key)
+            verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.lost(node, key, call)
         ):
             self.attempt.action = Action.FAILOVER_COLLECTION
             self._fleet.mark(node, key, False, verdict.reason)

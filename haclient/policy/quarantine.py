@@ -82,7 +82,9 @@ class Quarantine:
         async with _Alone(self, call) as alone:
             attempt = await self._try(call)
         if deaths(call) == before:
-            self._suspects.pop(mark, None)
+            # Only an answer clears it; what reached no server has shown nothing.
+            if attempt is not None and attempt.reply is not None:
+                self._suspects.pop(mark, None)
         elif alone.undisturbed:
             self._convict(call, mark)
         else:
