@@ -80,7 +80,7 @@ DEEDS = {
     "kill": ("killed (SIGKILL)", "killed"),
     "freeze": ("frozen (SIGSTOP)", "frozen"),
     "thaw": ("thawed (SIGCONT)", ""),
-    "restart": ("started again, its collection not loaded", ""),
+    "restart": ("started again; its collection will not be loaded", ""),
     "release": ("collection released behind the client's back", "released"),
 }
 #: So many answers tell which server is the busiest.
@@ -148,7 +148,7 @@ class Story:
     # Told by the drill.
 
     def did(self, what: str, server: str) -> None:
-        """Note what has just been done to a server."""
+        """Note what is being done to a server: before it is, for the client may notice within a millisecond."""
         at = self.clock()
         text, state = DEEDS[what]
         self.faults.append(Fault(at, what, server))
@@ -246,7 +246,7 @@ class Story:
         for fault in self.faults:
             text, state = DEEDS[fault.what]
             hurt.pop(fault.server, None)
-            what = f"{fault.server} {state or text.partition(',')[0].partition(' (')[0]}"
+            what = f"{fault.server} {state or text.partition(';')[0].partition(' (')[0]}"
             others = [f"{server} still {was}" for server, was in sorted(hurt.items())]
             if state and fault.what != "release":  # the client itself mends a release
                 hurt[fault.server] = state
@@ -330,7 +330,7 @@ class Report:
 def report(story: Story, *, passages: int, embedder: str, loop: str, total_s: float, load_s: float) -> Report:
     """Sum a story up; times become relative to the first question."""
     zero = story.began
-    failures = Counter(f"{type(r.error).__name__}: {r.error}" for r in story.records if r.error is not None)
+    failures = Counter(_brief(r.error) for r in story.records if r.error is not None)
     return Report(
         passages=passages,
         embedder=embedder,
@@ -344,5 +344,10 @@ def report(story: Story, *, passages: int, embedder: str, loop: str, total_s: fl
         faults=[Fault(f.at - zero, f.what, f.server, f.noticed and f.noticed - zero) for f in story.faults],
         phases=[Phase(p.start - zero, p.what, p.summary) for p in story.phases()],
         lines=[Line(x.at - zero, x.server, x.ours, x.good, x.text) for x in story.lines],
-        problems=[*story.problems, *(f"{count} x {text}" for text, count in failures.most_common(3))],
+        problems=[*story.problems, *(f"{count} times {text}" for text, count in failures.most_common(3))],
     )
+
+
+def _brief(error: Exception) -> str:
+    """Return the first line of an error; the attempts, which follow, differ each time."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
