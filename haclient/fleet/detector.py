@@ -63,7 +63,7 @@ class Detector:
     def lost(self, node: Node) -> None:
         """Look at an endpoint that has lost to a hedge."""
         if node.losses >= _LOSSES and node.gate.state == breaker.CLOSED:
-            reason = self.lagging(node, node.latency.value, lambda other: other.latency)
+            reason = self.lagging(node, node.latency.mean, lambda other: other.latency)
             if reason:
                 node.gate.open(reason)
 
@@ -84,7 +84,7 @@ class Detector:
         usable = [n for n in others if n.gate.state == breaker.CLOSED and latency(n).seen]
         if not usable or (node.gate.state == breaker.CLOSED and 2 * len(usable) <= len(others)):
             return ""
-        median = statistics.median(latency(n).value for n in usable)
+        median = statistics.median(latency(n).mean for n in usable)
         settings = self._settings
         if mine < settings.slow_ratio * median or mine < settings.slow_excess_s + median:
             return ""

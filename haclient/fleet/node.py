@@ -27,6 +27,9 @@ Key = tuple[str, str]
 _TAU_S = 10.0
 #: What an endpoint that has never answered is assumed to take, seconds: small, so that it gets tried.
 _GUESS_S = 1e-3
+#: Attempts that the mean looks back on, and how much of the past each leaves.
+_RECENT = 16
+_KEPT = 1.0 - 1.0 / _RECENT
 
 
 @final
@@ -35,14 +38,31 @@ class PeakEwma:
 
     A sample above the average replaces it; one below pulls it down with time constant `_TAU_S`
     (finagle's ``PeakEwma``, linkerd's default).
+
+    Attributes:
+        value: The average, seconds.
+        at: Loop time of the last news.
+        seen: Whether there has been any.
     """
 
-    __slots__ = ("at", "seen", "value")
+    __slots__ = ("_ends", "_time", "at", "seen", "value")
 
     def __init__(self) -> None:
         self.value = _GUESS_S
         self.at = 0.0
         self.seen = False
+        #: Of the last attempts: time spent, and answers.
+        self._time = 0.0
+        self._ends = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean latency of the last `_RECENT` attempts or so, seconds: time spent waiting, by answers that came.
+
+        Unlike an average of answers it is right when slow attempts are given up (the "total time on test" of
+        survival analysis): their time counts, and there is no answer to go with it.
+        """
+        return self._time / self._ends if self._ends > 1.0 else self._time
 
     def observe(self, sample_s: float, now: float) -> None:
         """Add a measured latency."""
@@ -52,16 +72,19 @@ class PeakEwma:
             self.value += (sample_s - self.value) * (1.0 - math.exp((self.at - now) / _TAU_S))
         self.at = now
         self.seen = True
+        self._time = self._time * _KEPT + sample_s
+        self._ends = self._ends * _KEPT + 1.0
 
     def at_least(self, floor_s: float, now: float) -> None:
         """Learn from an attempt given up after ``floor_s``: it would have taken at least that long.
 
         A hedge's loser is no sample, but to forget it would hide the slowest servers best.
         """
-        if floor_s > self.value:
-            self.value = floor_s
-            self.at = now
-            self.seen = True
+        self._time = self._time * _KEPT + floor_s
+        self._ends *= _KEPT
+        self.value = max(self.value if self.seen else 0.0, floor_s, self.mean)
+        self.at = now
+        self.seen = True
 
 
 @final
@@ -101,6 +124,7 @@ class Node:
         "drained",
         "flavour",
         "flights",
+        "found",
         "gate",
         "heard_at",
         "joined_at",
@@ -131,6 +155,8 @@ class Node:
         #: Carries probes, so that they never wait behind the application's large replies.
         self.probe = probe
         self.gate = gate
+        #: A probe has found it whole at least once.
+        self.found = False
         self.drained = False
         #: Why it must not be used whatever its health (declared in a cluster it is not part of), or "".
         self.refused = ""

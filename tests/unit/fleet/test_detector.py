@@ -6,6 +6,7 @@ import pytest
 
 from haclient.call import Action
 from haclient.config import Health, Hedge
+from haclient.events import EndpointChanged, HedgeStarted
 from haclient.fleet.breaker import CLOSED, OPEN
 from haclient.fleet.detector import Detector
 from tests.unit.fleet.fleet_fakes import QUERY, Server, World, ask, query, until
@@ -270,6 +271,36 @@ def test_a_slow_server_is_avoided_after_a_few_calls():
                 await asyncio.sleep(0.01)
             assert 0 < len(slow.calls()) - seen <= 6
             assert worst < 0.06
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slow_server_is_avoided_although_hedges_never_let_it_finish(seed):
+    """Its attempts are given up after some milliseconds, so no answer tells how slow it is."""
+
+    async def scenario():
+        world = World(*(Server() for _ in range(3)), health=QUIET, seed=seed)
+        async with world:
+            core = world.core()
+            await core.start()
+            servers = list(world.by_address.values())
+
+            async def load(count, slow=None):
+                tasks = []
+                for _ in range(count):
+                    for server in servers:
+                        server.delay_s = world.rng.expovariate(1 / (0.1 if server is slow else 0.005))
+                    tasks.append(asyncio.ensure_future(ask(core)))
+                    await asyncio.sleep(0.01)
+                await asyncio.gather(*tasks)
+
+            await load(500)
+            slow, seen, hedged = servers[1], len(servers[1].calls()), len(world.of(HedgeStarted))
+            await load(3000, slow)
+            assert len(slow.calls()) - seen < 50
+            assert len(world.of(HedgeStarted)) - hedged < 150
+            assert world.of(EndpointChanged)[0].reason.startswith("slow: ")
 
     run(scenario())
 
