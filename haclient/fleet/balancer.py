@@ -149,6 +149,8 @@ class Balancer:
             health = _UNREADY
         elif node.gate.state == breaker.HALF_OPEN or now < node.preferred_at or now < node.cluster.blocked_until:
             health = _RECOVERING
+        elif not node.found:
+            health = _RECOVERING
         else:
             health = _GOOD
         return health, node.cluster.priority, bool(self.zone) and node.cluster.zone != self.zone

@@ -18,6 +18,7 @@ from haclient.errors import ConfigError
 from haclient.events import (
     AttemptFinished,
     ClusterRecognised,
+    ConfigRejected,
     DataAlarm,
     EndpointChanged,
     EventBus,
@@ -325,8 +326,8 @@ class Fleet:
                 )
                 self.balancer.changed()
                 raise ConfigError(f"endpoint {node.name}: {node.refused}")
-        for first, second in identity.same(self.clusters):
-            self._merge(first, second)
+        while (pair := identity.same(self.clusters)) is not None:
+            self._merge(*pair)
 
     def _merge(self, first: Cluster, second: Cluster) -> None:
         for node in second.nodes:
@@ -364,6 +365,10 @@ class Fleet:
         self.detector = Detector(self.nodes, self.untried, config.health, self._loop)
         names = tuple(node.name for node in removed)
         self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=len(kept)))
+        try:
+            self.recognise()
+        except ConfigError as error:
+            self._bus.emit(ConfigRejected(at=self.clock(), reason=str(error)))
 
     def set_endpoints(self, cluster: Cluster, endpoints: list[EndpointConfig]) -> None:
         """Replace a cluster's endpoints by those discovery has found."""

@@ -36,11 +36,11 @@ def strangers(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
                 break
 
 
-def same(clusters: list[Cluster]) -> Iterator[tuple[Cluster, Cluster]]:
-    """Yield pairs of clusters that turn out to be one and were not declared to be two."""
+def same(clusters: list[Cluster]) -> tuple[Cluster, Cluster] | None:
+    """Return two clusters that turn out to be one, or None if all are different."""
     for i, first in enumerate(clusters):
         for second in clusters[i + 1 :]:
             pairs = [(a.catalogue, b.catalogue) for a in first.nodes for b in second.nodes]
             if any(compare(a, b) for a, b in pairs):
-                yield first, second
-                return
+                return first, second
+    return None

@@ -109,8 +109,10 @@ class Look:
         except ValueError as error:
             self._failed(f"what answers there is not Milvus: {error}", certain=False)
             return
-        self.found = True
         node.probe_failures = 0
+        if not self.found:
+            self.found = node.found = True
+            self._fleet.balancer.changed()
         if gate.state != breaker.CLOSED and gate.try_half_open():
             gate.record(gate.try_acquire(), True)
 
@@ -131,7 +133,8 @@ class Look:
         node.last_error = reason
         if gate.state == breaker.HALF_OPEN:
             gate.record(gate.try_acquire(), False)
-        elif certain or node.probe_failures >= self._fleet.config.health.down_after:
+        elif certain or not node.found or node.probe_failures >= self._fleet.config.health.down_after:
+            # One that has never answered is given no benefit of the doubt.
             gate.open(f"probe: {reason}")
 
     async def _ask(self, request: Request, timeout_s: float | None = None) -> tuple[Reply, Verdict]:
