@@ -26,6 +26,10 @@ from haclient.fleet.node import Node, PeakEwma
 
 #: Hedges lost in a row before an endpoint is compared with the others.
 _LOSSES = 3
+#: PINGs to an endpoint between two of its replies, and how far apart, seconds. gRPC servers close the connection, with
+#: every call on it, at the third PING too many; one that follows a reply is free (gRPC proposal A8, "ping strikes").
+_MOST_PINGS = 3
+_PINGS_APART_S = 1.0
 #: A timer this late means that our own event loop was blocked: what it shows is ours, not the server's.
 _LATE_S = 0.05
 
@@ -57,7 +61,12 @@ class Detector:
         """Check whether an endpoint that is taking long is there at all."""
         if node.pinging or node.gate.state == breaker.OPEN:
             return
+        now = self._loop.time()
+        if node.pings >= _MOST_PINGS or (node.pings and now - node.pinged_at < _PINGS_APART_S):
+            return
         node.pinging = True
+        node.pings += 1
+        node.pinged_at = now
         _Ping(self, node, self._loop, self._settings.ping_timeout_s)
 
     def lost(self, node: Node) -> None:

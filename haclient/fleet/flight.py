@@ -57,6 +57,7 @@ class Flight:
         now = attempt.ended = fleet.clock()
         if type(outcome) is Reply:
             node.heard_at = now
+            node.pings = 0
             attempt.reply = outcome
             verdict = classify(call.method, outcome, node.flavour)
             attempt.action = verdict.action
@@ -161,5 +162,6 @@ class Flight:
             node.gate.record(self._permit, False if slow else None)
             node.latency.at_least(waited, now)
         else:
+            node.pings = 0  # the next connection starts afresh
             node.gate.record(self._permit, False)
             node.wake()

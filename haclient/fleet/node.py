@@ -132,7 +132,9 @@ class Node:
         "latency",
         "losses",
         "name",
+        "pinged_at",
         "pinging",
+        "pings",
         "preferred_at",
         "probe",
         "probe_failures",
@@ -167,6 +169,9 @@ class Node:
         #: Hedges lost in a row, without a win between.
         self.losses = 0
         self.pinging = False
+        #: PINGs sent since the last reply to a call, and when the last one was.
+        self.pings = 0
+        self.pinged_at = 0.0
         self.heard_at = 0.0
         #: Collections that it is known to serve (True) or not to serve (False) now.
         self.ready: dict[Key, bool] = {}

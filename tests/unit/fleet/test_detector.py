@@ -117,9 +117,31 @@ def test_one_ping_at_a_time():
             for _ in range(5):
                 core.fleet.detector.suspect(node)
             assert server.ping_count == before + 1
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(1.0)
             core.fleet.detector.suspect(node)
             assert server.ping_count == before + 2
+
+    run(scenario())
+
+
+def test_no_more_pings_between_two_replies_than_a_grpc_server_bears():
+    """It answers the fourth with GOAWAY "too many pings", and every call on the connection fails."""
+
+    async def scenario():
+        world, core, (node,) = fleet(1, down_after=99)
+        async with world:
+            await core.start()
+            server = world.by_address["s0:19530"]
+            server.delay_s = 8.0
+            before = server.ping_count
+            calls = []
+            for _ in range(100):
+                calls.append(asyncio.ensure_future(ask(core, timeout_s=30)))
+                await asyncio.sleep(0.05)
+            assert server.ping_count - before == 3
+            await asyncio.gather(*calls)
+            assert node.pings == 0
+            assert node.gate.state == CLOSED
 
     run(scenario())
 
