@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
 
 class HAClientError(Exception):
-    """Base of every error raised by haclient."""
+    """Base of every error raised by haclient; survives pickling, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[HAClientError], args: tuple[object, ...], state: dict[str, object]) -> HAClientError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(HAClientError, ValueError):

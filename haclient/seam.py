@@ -53,7 +53,15 @@ def _as_milvus(kind: type[errors.CallError]) -> type[errors.CallError]:
         kind.__init__(self, summary, tuple(attempts), code=code)
         MilvusException.__init__(self, code, errors.describe(summary, self.attempts))
 
-    return type(kind.__name__, (kind, _Milvus), {"__init__": init, "__doc__": kind.__doc__, "__module__": __name__})
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return _twin, (kind, self.summary, self.attempts, self.code)
+
+    body = {"__init__": init, "__reduce__": reduce, "__doc__": kind.__doc__, "__module__": __name__}
+    return type(kind.__name__, (kind, _Milvus), body)
+
+
+def _twin(kind: type[errors.CallError], summary: str, attempts: Iterable[Any], code: int) -> errors.CallError:
+    return _BOTH[kind](summary, tuple(attempts), code=code)
 
 
 _KINDS: tuple[type[errors.CallError], ...] = (
@@ -77,7 +85,7 @@ class ConfigError(errors.ConfigError, _Milvus):
 
 def milvus_error(error: errors.CallError) -> errors.CallError:
     """Return the same error, as a `MilvusException` too."""
-    return _BOTH[type(error)](error.summary, error.attempts, code=error.code)
+    return _twin(type(error), error.summary, error.attempts, error.code)
 
 
 # --- the channel ------------------------------------------------------------------------------------------------

@@ -147,9 +147,11 @@ class Balancer:
             health = _BROKEN
         elif node.ready.get(key) is False:
             health = _UNREADY
-        elif node.gate.state == breaker.HALF_OPEN or now < node.preferred_at or now < node.cluster.blocked_until:
-            health = _RECOVERING
-        elif not node.found:
+        elif (
+            not node.found
+            or node.gate.state == breaker.HALF_OPEN
+            or now < max(node.preferred_at, node.cluster.blocked_until)
+        ):
             health = _RECOVERING
         else:
             health = _GOOD

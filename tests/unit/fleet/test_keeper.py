@@ -218,7 +218,7 @@ def test_endpoints_declared_as_one_cluster_that_are_not_are_refused():
         world = World(*servers, clusters=[cluster("c", "s0", "s1")])
         async with world:
             core = world.core()
-            with pytest.raises(ConfigError, match="same names, different ids.* give it a ..cluster.. of its own"):
+            with pytest.raises(ConfigError, match=r"same names, different ids.*give it a ..cluster.. of its own"):
                 await ask(core)
             stranger = core.fleet.view().endpoints[1]
             assert stranger.state == "drained"
