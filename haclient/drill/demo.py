@@ -106,12 +106,8 @@ class DemoOptions:
 def run(options: DemoOptions, console: Console | None = None) -> int:
     """Run the demo; returns the exit code: 0, 1 if anything failed, 130 after Ctrl-C."""
     console = console or Console(stderr=options.json, highlight=False)
-    # It writes a traceback for each failed call, into the live table; the report names what failed.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    # The story tells its state changes; only what is a bug is left.
-    logging.getLogger("haclient").setLevel(logging.ERROR)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with _quiet(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             result = runner.run(_main(options, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("Stopped; all servers are gone.")
@@ -126,6 +122,20 @@ def run(options: DemoOptions, console: Console | None = None) -> int:
     if options.json:
         print(json.dumps(result.as_json()), flush=True)
     return 0 if result.ok else 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep logs out of the live table: the story tells state changes, the report failed calls."""
+    levels = {"haclient": logging.ERROR, "pymilvus": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -280,9 +290,7 @@ class _Demo:
                 seconds = 1.0
             if not faults.done():
                 faults.cancel()
-                story.problems.append(
-                    "not all faults were made: a server took too long to come back; try more --seconds"
-                )
+                story.problems.append("not all faults were made: a server did not come back in time")
             await self._heal(client)
             show.cancel()
 

@@ -71,8 +71,9 @@ class Fault:
 
 def tidy(reason: str) -> str:
     """Shorten a reason for a screen that shows which server it is of: one line, without the address."""
-    text = re.sub(r"(?:(?<=^)|(?<= ))\d+(?:\.\d+){3}:\d+: ", "", " ".join(reason.split()))
-    return re.sub(r" to \d+(?:\.\d+){3}:\d+", "", text)
+    address = r"\d+(?:\.\d+){3}:\d+"
+    text = re.sub(f" to {address}(?=:)", "", " ".join(reason.split()))
+    return re.sub(rf"(?<!\S){address}: ", "", text)
 
 
 #: What each thing done is called, and what the server is then. Those that mend are noticed when it is tried again.
@@ -84,7 +85,7 @@ DEEDS = {
     "release": ("collection released behind the client's back", "released"),
 }
 #: So many answers tell which server is the busiest.
-_RECENT = 30
+_RECENT = 10
 _MENDS = frozenset({"thaw", "restart"})
 
 
