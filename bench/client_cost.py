@@ -1,11 +1,12 @@
 """What a search costs the application: `haclient.AsyncMilvusClient` against pymilvus' own.
 
-    python bench/client_cost.py [--calls 4000] [--rounds 5]
+    python bench/client_cost.py [--calls 320] [--rounds 15]
 
 Both send the same search (one vector of 384 floats, 10 hits) to stub servers that answer at once. haclient runs with
-everything on: two clusters, probes, breaker, hedging, retries, a listener for metrics. Each client runs in a process of
-its own whose whole CPU time is counted (all threads, probes included); clients take turns, and the median of
-the rounds counts. Only the ratios mean anything elsewhere.
+everything on: two clusters, probes, breaker, hedging, retries, a Prometheus listener. Each client runs in a process of
+its own whose whole CPU time is counted (all threads, probes included). The clients take turns in short slices and
+the median slice counts, so that what else the machine does falls on all alike. Only the ratios mean
+anything elsewhere.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ from stub_server import stub_servers
 VECTOR = [i / 384 for i in range(384)]
 
 
+LOOPS = ("asyncio", "uvloop")
+IN_FLIGHT = (1, 16)
+
+
 async def measure(client, in_flight: int, calls: int) -> float:
     """CPU microseconds per search."""
 
-    async def caller(count: int) -> None:
-        for _ in range(count):
+    async def caller() -> None:
+        for _ in range(calls // in_flight):
             await client.search("docs", data=[VECTOR], limit=10, output_fields=["id"])
 
-    await asyncio.gather(*(caller(200 // in_flight) for _ in range(in_flight)))
     before = time.process_time()
-    await asyncio.gather(*(caller(calls // in_flight) for _ in range(in_flight)))
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
     return (time.process_time() - before) / calls * 1e6
 
 
 async def child(kind: str, uris: list[str], calls: int) -> None:
+    """Measure one slice for every number of searches in flight read from standard input."""
     if kind == "pymilvus":
         from pymilvus import AsyncMilvusClient
 
@@ -47,13 +52,27 @@ async def child(kind: str, uris: list[str], calls: int) -> None:
 
         client = AsyncMilvusClient(uris)
         client.subscribe(PrometheusListener())
-    print(json.dumps({str(n): await measure(client, n, calls) for n in (1, 16)}))
+    await measure(client, 1, calls)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        print(await measure(client, int(line), calls), flush=True)
     await client.close()
 
 
-def run(kind: str, loop: str, uris: list[str], calls: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", kind, "--loop", loop, "--calls", str(calls), *uris]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+class Contestant:
+    """One client in a process of its own."""
+
+    def __init__(self, kind: str, loop: str, uris: list[str], calls: int) -> None:
+        command = [sys.executable, __file__, "--child", kind, "--loop", loop, "--calls", str(calls), *uris]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.slices: dict[int, list[float]] = {n: [] for n in IN_FLIGHT}
+
+    def run(self, in_flight: int) -> None:
+        print(in_flight, file=self.process.stdin, flush=True)
+        self.slices[in_flight].append(float(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.communicate()
 
 
 def main() -> None:
@@ -61,8 +80,8 @@ def main() -> None:
     parser.add_argument("uris", nargs="*")
     parser.add_argument("--child")
     parser.add_argument("--loop", default="asyncio")
-    parser.add_argument("--calls", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     if args.child:
         work = child(args.child, args.uris, args.calls)
@@ -73,25 +92,31 @@ def main() -> None:
         else:
             asyncio.run(work)
         return
-    runs: dict[tuple[str, str], list[dict[str, float]]] = {}
     with stub_servers(2) as uris:
+        contestants = {
+            (kind, loop): Contestant(kind, loop, uris, args.calls)
+            for kind in ("pymilvus", "haclient")
+            for loop in LOOPS
+        }
         for _ in range(args.rounds):
-            for kind in ("pymilvus", "haclient"):
-                for loop in ("asyncio", "uvloop"):
-                    runs.setdefault((kind, loop), []).append(run(kind, loop, uris, args.calls))
-    median = {
-        f"{kind} {loop} {n}": statistics.median(r[n] for r in runs[kind, loop])
-        for kind, loop in runs
-        for n in ("1", "16")
-    }
-    print(f"{'CPU us per search':24s} {'in flight':>9s} {'pymilvus':>9s} {'haclient':>9s} {'ratio':>6s}")
+            for in_flight in IN_FLIGHT:
+                for contestant in contestants.values():
+                    contestant.run(in_flight)
+        for contestant in contestants.values():
+            contestant.close()
+    report({key: {n: statistics.median(c.slices[n]) for n in IN_FLIGHT} for key, c in contestants.items()})
+
+
+def report(median: dict[tuple[str, str], dict[int, float]]) -> None:
+    print(f"{'CPU us per search':20s} {'in flight':>9s} {'pymilvus':>9s} {'haclient':>9s} {'ratio':>6s}")
     ratios = {}
-    for loop in ("asyncio", "uvloop"):
-        for n in ("1", "16"):
-            theirs, ours = median[f"pymilvus {loop} {n}"], median[f"haclient {loop} {n}"]
+    for loop in LOOPS:
+        for n in IN_FLIGHT:
+            theirs, ours = median["pymilvus", loop][n], median["haclient", loop][n]
             ratios[f"{loop}_{n}"] = round(ours / theirs, 3)
-            print(f"{loop:24s} {n:>9s} {theirs:9.0f} {ours:9.0f} {ours / theirs:6.2f}")
-    print(json.dumps({"bench": "client_cost", "cpu_us": {k: round(v) for k, v in median.items()}, "ratio": ratios}))
+            print(f"{loop:20s} {n:9d} {theirs:9.0f} {ours:9.0f} {ours / theirs:6.2f}")
+    cpu = {f"{kind}_{loop}_{n}": round(us) for (kind, loop), one in median.items() for n, us in one.items()}
+    print(json.dumps({"bench": "client_cost", "cpu_us": cpu, "ratio": ratios}))
 
 
 if __name__ == "__main__":

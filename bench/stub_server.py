@@ -1,6 +1,6 @@
 """A server that answers a client's calls at once with recorded replies, so that a bench measures the client alone.
 
-    python bench/stub_server.py        prints its port, then serves until it is killed
+python bench/stub_server.py        prints its port, then serves until it is killed
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ async def serve() -> None:
 @contextmanager
 def stub_servers(count: int) -> Iterator[list[str]]:
     """Run servers; yields their URIs."""
-    processes = [
-        subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) for _ in range(count)
-    ]
+    processes = [subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) for _ in range(count)]
     try:
         yield [f"http://127.0.0.1:{int(process.stdout.readline())}" for process in processes]
     finally:

@@ -222,6 +222,7 @@ class Core:
                 endpoint=winner.endpoint if winner else "",
                 attempts=len(attempts),
                 hedges=sum(a.hedge for a in attempts),
+                tries=tuple(attempts),
             )
         )
 

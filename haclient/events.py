@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import final
 
+from haclient.call import Attempt
+
 _log = logging.getLogger("haclient")
 
 
@@ -80,6 +82,7 @@ class CallFinished(Event):
         cluster: The cluster that answered, "" if none did.
         attempts: How many attempts were made.
         hedges: How many of them were hedges.
+        tries: The attempts themselves, oldest first.
     """
 
     method: str
@@ -91,6 +94,7 @@ class CallFinished(Event):
     endpoint: str
     attempts: int
     hedges: int
+    tries: tuple[Attempt, ...] = ()
 
 
 @final

@@ -30,6 +30,8 @@ from haclient.listeners.labels import (
 #: Upper bounds of the latency histogram, seconds: a cached search to a call that used up its time.
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+_MOST_CHILDREN: Final = 10_000
+
 
 @final
 class PrometheusListener:
@@ -55,6 +57,8 @@ class PrometheusListener:
     ) -> None:
         self._collection = Capped(max_collections)
         self._endpoint = Capped(max_endpoints)
+        self._call_children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._attempt_children: dict[tuple[str, str, str], Counter] = {}
         self._states: dict[tuple[str, str], str] = {}
         self._ready: set[tuple[str, str, str]] = set()
 
@@ -94,11 +98,11 @@ class PrometheusListener:
         """Count one event."""
         match event:
             case events.CallFinished():
-                method = method_label(event.method)
-                self._calls.labels(method, outcome_label(event.outcome)).inc()
-                self._duration.labels(method).observe(event.duration_s)
+                calls, duration = self._of_call(event.method, event.outcome)
+                calls.inc()
+                duration.observe(event.duration_s)
             case events.AttemptFinished():
-                self._attempts.labels(event.cluster, self._endpoint(event.endpoint), action_label(event.action)).inc()
+                self._of_attempt(event.cluster, event.endpoint, event.action).inc()
             case events.HedgeStarted():
                 self._hedges.labels(method_label(event.method)).inc()
             case events.RetryScheduled():
@@ -121,6 +125,25 @@ class PrometheusListener:
             case events.FleetReconfigured():
                 self._forget({key for key in self._states if key[1] in event.removed})
                 self._forget_ready({key for key in self._ready if key[1] in event.removed})
+
+    # The two events of every call: looking labels up anew each time would cost more than counting.
+
+    def _of_call(self, method: str, outcome: str) -> tuple[Counter, Histogram]:
+        found = self._call_children.get((method, outcome))
+        if found is None:
+            label = method_label(method)
+            found = self._calls.labels(label, outcome_label(outcome)), self._duration.labels(label)
+            if len(self._call_children) < _MOST_CHILDREN:
+                self._call_children[method, outcome] = found
+        return found
+
+    def _of_attempt(self, cluster: str, endpoint: str, action: str) -> Counter:
+        found = self._attempt_children.get((cluster, endpoint, action))
+        if found is None:
+            found = self._attempts.labels(cluster, self._endpoint(endpoint), action_label(action))
+            if len(self._attempt_children) < _MOST_CHILDREN:
+                self._attempt_children[cluster, endpoint, action] = found
+        return found
 
     def observe(self, view: FleetView) -> None:
         """Set every gauge from a snapshot (``client.fleet``), and drop those of endpoints that are not in it."""

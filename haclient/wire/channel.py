@@ -23,13 +23,13 @@ from haclient.wire.client import ClientConnection
 from haclient.wire.deadlines import Deadlines
 from haclient.wire.dial import Target, dial
 from haclient.wire.grpc import LARGEST_MESSAGE
-from haclient.wire.headers import check_metadata, encode_fields
+from haclient.wire.headers import encode_fields, encode_metadata
 from haclient.wire.limits import Limits
 from haclient.wire.unary import ClientStream, UnaryStream
 
 USER_AGENT: Final = "haclient/0.1.0 grpc-haclient"
 _PATH: Final = re.compile(r"/[\x21-\x7e]*")
-_MAX_BLOCKS: Final = 1_024
+_MAX_HEADS: Final = 1_024
 #: A call that GOAWAY sends back is moved at most this often.
 _MAX_MOVES: Final = 2
 #: While one connection stands, a missing second one is tried no more often than this.
@@ -94,7 +94,7 @@ class Channel:
         self._dialling: set[asyncio.Task[None]] = set()
         self._pings: list[Callable[[float | WireError], None]] = []
         self._age_timers: dict[ClientConnection, asyncio.TimerHandle] = {}
-        self._blocks: dict[tuple[str, Metadata], bytes] = {}
+        self._heads: dict[str, bytes] = {}
         self._next_sibling = 0.0
         self._closed = False
 
@@ -136,9 +136,7 @@ class Channel:
         Raises:
             ValueError: If ``path``, ``message`` or ``metadata`` cannot be sent; nothing was sent then.
         """
-        block = self._blocks.get((path, metadata))
-        if block is None:
-            block = self._encode(path, metadata)
+        block = self._encode(path, metadata)
         if len(message) > LARGEST_MESSAGE:
             raise ValueError(f"a gRPC message has at most {LARGEST_MESSAGE} bytes, this one has {len(message)}")
         deadline = self.loop.time() + timeout_s
@@ -152,9 +150,7 @@ class Channel:
         Raises:
             ValueError: If ``path`` or ``metadata`` cannot be sent; nothing was sent then.
         """
-        block = self._blocks.get((path, metadata))
-        if block is None:
-            block = self._encode(path, metadata)
+        block = self._encode(path, metadata)
         timeout_s = math.inf if timeout_s is None else timeout_s
         stream = BidiStream(self, block, self.loop.time() + timeout_s)
         self.submit(stream, timeout_s)
@@ -202,11 +198,13 @@ class Channel:
         return min(free, key=_load) if free else None
 
     def _encode(self, path: str, metadata: Metadata) -> bytes:
+        head = self._heads.get(path) or self._encode_head(path)
+        return head + encode_metadata(metadata) if metadata else head
+
+    def _encode_head(self, path: str) -> bytes:
         if not _PATH.fullmatch(path):
             raise ValueError(f"{path[:80]!r} is no gRPC path: it must be /package.Service/Method")
-        for name, value in metadata:
-            check_metadata(name, value)
-        block = encode_fields(
+        head = encode_fields(
             (
                 (":method", "POST"),
                 (":scheme", "http" if self.target.tls is None else "https"),
@@ -215,13 +213,12 @@ class Channel:
                 ("te", "trailers"),
                 ("content-type", "application/grpc"),
                 ("user-agent", self.options.user_agent),
-                *metadata,
             )
         )
-        if len(self._blocks) >= _MAX_BLOCKS:
-            self._blocks.clear()
-        self._blocks[path, metadata] = block
-        return block
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        self._heads[path] = head
+        return head
 
     def pump_queue(self) -> None:
         """Open waiting streams while there is room."""

@@ -15,6 +15,7 @@ from typing import Final, Generic, TypeVar, final
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
 
+from haclient.call import Metadata
 from haclient.wire.frames import DEFAULT_HEADER_TABLE_SIZE
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 #: Forget cached encodings (and decodings) beyond this many; a program has few distinct ones.
 _CACHE_ENTRIES: Final = 1_024
 #: Blocks longer than this are decoded every time, so that the caches stay small.
-_CACHED_BLOCK_BYTES: Final = 2_048
+_CACHED_BYTES: Final = 2_048
 
 #: Encoded first in a block: "I use no dynamic table" (RFC 7541 section 6.3).
 TABLE_SIZE_ZERO: Final = b"\x20"
@@ -94,32 +95,33 @@ def literal(name: bytes, value: bytes, *, never_indexed: bool = False) -> bytes:
     return first + _integer(len(name), 7, 0) + name + _integer(len(value), 7, 0) + value
 
 
-@final
-class HeaderEncoder:
-    """Encode header lists as literals, remembering whole lists that come again."""
-
-    __slots__ = ("_blocks",)
-
-    def __init__(self) -> None:
-        self._blocks: dict[tuple[tuple[str, str], ...], bytes] = {}
-
-    def encode(self, fields: tuple[tuple[str, str], ...]) -> bytes:
-        """Encode ``fields``; the caller has checked names and values."""
-        block = self._blocks.get(fields)
-        if block is None:
-            block = encode_fields(fields)
-            if len(block) <= _CACHED_BLOCK_BYTES:
-                if len(self._blocks) >= _CACHE_ENTRIES:
-                    self._blocks.clear()
-                self._blocks[fields] = block
-        return block
-
-
 def encode_fields(fields: Iterable[tuple[str, str]]) -> bytes:
     """Encode a header list as literals; ``authorization`` is marked as never to be indexed."""
     return b"".join(
         [literal(name.encode("ascii"), value.encode("utf-8"), never_indexed=name in _SECRET) for name, value in fields]
     )
+
+
+_fields: dict[tuple[str, str], bytes] = {}
+
+
+def encode_metadata(metadata: Metadata) -> bytes:
+    """Check and encode a call's metadata; fields that come again (a token, a database) are remembered.
+
+    Raises:
+        ValueError: A name or value is not allowed; see `check_metadata`.
+    """
+    return b"".join([_fields.get(field) or _encode_field(field) for field in metadata])
+
+
+def _encode_field(field: tuple[str, str]) -> bytes:
+    check_metadata(*field)
+    encoded = encode_fields((field,))
+    if len(encoded) <= _CACHED_BYTES:
+        if len(_fields) >= _CACHE_ENTRIES:
+            _fields.clear()
+        _fields[field] = encoded
+    return encoded
 
 
 _SECRET: Final = frozenset(("authorization", "cookie", "proxy-authorization"))
@@ -186,7 +188,7 @@ class HeaderReader(Generic[T]):
             self._cache.clear()
             return self._parse(fields)  # type: ignore[arg-type]
         value = self._parse(fields)  # type: ignore[arg-type]
-        if len(block) <= _CACHED_BLOCK_BYTES:
+        if len(block) <= _CACHED_BYTES:
             if len(self._cache) >= _CACHE_ENTRIES:
                 self._cache.clear()
             self._cache[block] = value
