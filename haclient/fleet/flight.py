@@ -86,7 +86,7 @@ class Flight:
         self._fleet.detector.suspect(self.node)
 
     def lose(self) -> None:
-        """Give the attempt up because another endpoint answered first."""
+        """Give the attempt up because another endpoint, asked later, answered first."""
         self.cancel()
         self.node.losses += 1
         self._fleet.detector.lost(self.node)

@@ -41,7 +41,7 @@ class Flight(Protocol):
         """Give it up because the caller went away."""
 
     def lose(self) -> None:
-        """Give it up because another answered first."""
+        """Give it up because another that was sent later answered first."""
 
     def expire(self) -> None:
         """Give it up because the call's time is over."""
@@ -146,9 +146,13 @@ class _Race:
             self._timer.cancel()
             self._timer = None
         if self._flights:
-            won = self.future.done() and not self.future.cancelled()
+            winner = self.future.result() if self.future.done() and not self.future.cancelled() else None
             for flight in self._flights:
-                flight.lose() if won else flight.cancel()
+                # Only one that had a head start has lost; a hedge that came too late shows nothing.
+                if winner is not None and flight.attempt.started < winner.started:
+                    flight.lose()
+                else:
+                    flight.cancel()
             self._flights.clear()
 
     def _arm(self, when: float) -> None:
