@@ -47,8 +47,9 @@ if hasattr(os, "register_at_fork"):
 class _Host:
     """Makes, finds and closes the core for the loop at hand. Holds no reference to the client."""
 
-    def __init__(self, config: Config, bus: EventBus) -> None:
+    def __init__(self, config: Config, reload: Callable[[], Config], bus: EventBus) -> None:
         self.config = config
+        self._reload = reload
         self.bus = bus
         self.core: Core | None = None
         self.closed = False
@@ -81,7 +82,7 @@ class _Host:
         core = self.core = Core(config, connector(config, loop, rng), self.bus, rng, loop)
         if config.source is not None:
             source = config.source
-            self._following = loop.create_task(core.follow(lambda: _stamp(source), lambda: Config.from_file(source)))
+            self._following = loop.create_task(core.follow(lambda: _stamp(source), self._reload))
         return core
 
     async def aclose(self) -> None:
@@ -138,13 +139,15 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
             kwargs.pop(name, None)
         if timeout is not None:
             kwargs["timeouts"] = {"connect_s": timeout}
+        kwargs |= {"user": user, "password": password, "db_name": db_name, "token": token}
         try:
-            settings = Config.load(uri, config, user=user, password=password, db_name=db_name, token=token, **kwargs)
+            settings = Config.load(uri, config, **kwargs)
         except errors.ConfigError as error:
             raise ConfigError(str(error)) from None
         self._bus = EventBus()
         self._bus.subscribe(LoggingListener(), per_call=False)
-        self._host = _Host(settings, self._bus)
+        # A file that has changed is read with the same arguments beside it.
+        self._host = _Host(settings, lambda: Config.load(None, settings.source, **kwargs), self._bus)
         self._using = f"haclient-{next(_numbers)}"
         self._timeout = timeout
         self._manager = None

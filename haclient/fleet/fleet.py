@@ -374,12 +374,16 @@ class Fleet:
         """Replace a cluster's endpoints by those discovery has found."""
         wanted = {endpoint.address: endpoint for endpoint in endpoints}
         have = {node.address: node for node in cluster.nodes}
-        for address in wanted.keys() - have.keys():
-            self._add_node(cluster, wanted[address])
-        for address in have.keys() - wanted.keys():
-            cluster.nodes.remove(have[address])
-            self._retire(have[address])
+        if wanted.keys() == have.keys():
+            return
+        added = [self._add_node(cluster, wanted[address]).name for address in wanted.keys() - have.keys()]
+        removed = [have[address] for address in have.keys() - wanted.keys()]
+        for node in removed:
+            cluster.nodes.remove(node)
+            self._retire(node)
         self.balancer.changed()
+        names, kept = tuple(node.name for node in removed), len(have) - len(removed)
+        self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=kept))
 
     def _add_cluster(self, config: ClusterConfig) -> None:
         cluster = Cluster(config)

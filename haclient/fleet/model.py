@@ -35,7 +35,7 @@ class EndpointView:
         name: Configured name, ``host:port`` unless given.
         address: Where it is.
         state: Value of a `State`.
-        latency_s: Recent latency of reads (peak EWMA), seconds; None before the first answer.
+        latency_s: Recent latency of reads (peak EWMA), of probes before the first one, seconds; None before any.
         in_flight: Calls under way.
         ready: Collection name to whether this endpoint can serve it, for collections in use.
         server_version: As the server says, "" until known.

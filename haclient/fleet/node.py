@@ -217,7 +217,7 @@ class Node:
             name=self.name,
             address=self.address,
             state=self.state(now).value,
-            latency_s=self.latency.value if self.latency.seen else None,
+            latency_s=next((e.value for e in (self.latency, self.probe_latency) if e.seen), None),
             in_flight=len(self.flights),
             ready={f"{db}.{name}" if db else name: ok for (db, name), ok in self.ready.items()},
             server_version=self.version,

@@ -174,7 +174,7 @@ class Look:
         reply, verdict = await self._ask(messages.connect(database=self._fleet.config.database))
         if verdict.action is Action.OK:
             server = messages.read_connect(reply.message)
-            node.flavour, node.version = server.flavour, server.version
+            node.flavour, node.version = server.flavour, server.version or node.version
         else:
             # It answers, but refuses us (wrong credentials, unknown database): the user will be told by their
             # own call; it is no outage.
@@ -193,6 +193,11 @@ class Look:
                 found = messages.read_collections(reply.message)
                 catalogue.update({(database, name): collection.id for name, collection in found.items()})
         self._node.catalogue = catalogue
+        if not self._node.version:
+            # milvus-lite does not say it in Connect.
+            reply, verdict = await self._ask(messages.get_version())
+            if verdict.action is Action.OK:
+                self._node.version = messages.read_version(reply.message).version
 
     async def _deep(self) -> None:
         node, health = self._node, self._fleet.config.health
