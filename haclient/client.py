@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import random
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace, TracebackType
@@ -79,7 +80,7 @@ class _Host:
         self._forks = _forks
         config = await _with_local_servers(self.config)
         rng = random.Random()
-        core = self.core = Core(config, connector(config, loop, rng), self.bus, rng, loop)
+        core = self.core = Core(config, connector(config, loop, rng), self.bus, rng, loop, time.monotonic)
         if config.source is not None:
             source = config.source
             self._following = loop.create_task(core.follow(lambda: _stamp(source), self._reload))

@@ -21,7 +21,7 @@ from typing import final
 
 from haclient.call import Action, Attempt, Call, Handler, Kind, Metadata, Method, Reply
 from haclient.config import Config, Timeouts
-from haclient.errors import CallError, ConfigError, DeadlineExceeded, WriteRefused
+from haclient.errors import CallError, ConfigError, DeadlineExceeded, Unavailable, WriteRefused
 from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
 from haclient.fleet.fleet import Connect, Fleet, routes_as_write
 from haclient.fleet.keeper import Keeper
@@ -53,6 +53,7 @@ class Core:
         bus: Takes events.
         rng: Source of all randomness.
         loop: The loop to live on.
+        clock: Loop time, if there is a finer one than ``loop.time``.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class Core:
         bus: EventBus,
         rng: random.Random,
         loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.loop = loop
         self.bus = bus
         self._rng = rng
-        self.fleet = Fleet(config, connect, bus, loop, rng)
+        self.fleet = Fleet(config, connect, bus, loop, rng, clock)
         self.keeper = Keeper(self.fleet, bus, loop, rng)
         self._starting: asyncio.Future[None] | None = None
         self._started = False
@@ -183,6 +185,12 @@ class Core:
         try:
             reply: Reply = await self._stack(call)
             outcome = "ok" if call.attempts[-1].action is Action.OK or _winner(call) is not None else "error"
+        except (Unavailable, DeadlineExceeded) as error:
+            outcome = type(error).__name__
+            rest = self.fleet.left_out(call)
+            if not rest:
+                raise
+            raise type(error)(f"{error.summary} Not tried: {rest}.", error.attempts, code=error.code) from None
         except CallError as error:
             outcome = type(error).__name__
             raise

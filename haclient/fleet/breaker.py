@@ -106,6 +106,7 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
     def try_half_open(self) -> bool:
         """Go from open to half open if the wait is over; the caller has evidence that it may serve."""
         if self.state == OPEN and self._clock() >= self.retry_at:
+            self.reason = "a probe succeeded; on trial"
             self._permits = self.settings.trial_permits
             self._trials = 0
             self._holder.half_open()

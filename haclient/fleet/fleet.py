@@ -43,6 +43,8 @@ Connect = Callable[[ClusterConfig, EndpointConfig, bool], Transport]
 _IN_USE_S = 600.0
 #: Readiness entries kept per endpoint.
 _MOST_READY = 1024
+#: Endpoints named in the error of a call that was not sent to them.
+_MOST_TOLD = 8
 
 
 @final
@@ -53,8 +55,9 @@ class Fleet:
         config: What is configured.
         connect: Makes transports.
         bus: Takes events.
-        loop: Its time is the clock.
+        loop: Runs the timers.
         rng: Source of randomness.
+        clock: Loop time, if there is a finer one than the loop's own (uvloop's counts whole milliseconds).
     """
 
     def __init__(
@@ -64,9 +67,10 @@ class Fleet:
         bus: EventBus,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.config = config
-        self.clock = loop.time
+        self.clock = clock or loop.time
         self.timestamps = Timestamps()
         self.clusters: list[Cluster] = []
         self.on_added: Callable[[Node], None] = _ignore
@@ -166,6 +170,18 @@ class Fleet:
             for n in self.nodes()
             if call.pin is None or n.cluster.name == call.pin
         )
+
+    def left_out(self, call: Call) -> str:
+        """Say of the endpoints that a failed call was not sent to what is wrong with each, "" if there are none."""
+        now, tried = self.clock(), self._tried(call.attempts)
+        rest = [n for n in self.nodes() if n not in tried and (call.pin is None or n.cluster.name == call.pin)]
+        told = []
+        for node in rest[:_MOST_TOLD]:
+            why = node.refused or node.last_error
+            told.append(f"{node.cluster.name}/{node.name} ({node.state(now).value}{': ' + why if why else ''})")
+        if len(rest) > _MOST_TOLD:
+            told.append(f"{len(rest) - _MOST_TOLD} more")
+        return ", ".join(told)
 
     def home(self, call: Call) -> str | None:
         """Return the cluster that takes the calls on this collection which must not change cluster.

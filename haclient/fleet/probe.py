@@ -82,9 +82,7 @@ class Look:
         found: It has answered at least once.
     """
 
-    def __init__(
-        self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: HTTPClient | None
-    ) -> None:
+    def __init__(self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: HTTPClient | None) -> None:
         self.found = False
         self._fleet = fleet
         self._node = node
