@@ -257,7 +257,8 @@ _OUTAGE: Final = re.compile(
     r"|connection refused|transport is closing|code = Unavailable|timed? ?out",
     re.IGNORECASE,
 )
-_NOT_LOADED: Final = re.compile(r"not (?:fully )?loaded")
+# A query node that has let go of a collection calls it not found; the catalogue, which is what counts, says so itself.
+_NOT_LOADED: Final = re.compile(r"not (?:fully )?loaded|QueryNode ID=\d+, reason=collection not found")
 _NOT_FOUND: Final = re.compile(r"collection not found|can't find collection")
 _QUOTA: Final = re.compile(r"rate ?limit|too many requests", re.IGNORECASE)
 _DENIED: Final = re.compile(r"deny to write|force deny|quota exceeded|quota exhausted", re.IGNORECASE)

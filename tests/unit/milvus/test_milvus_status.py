@@ -175,6 +175,12 @@ def test_the_catch_all_with_the_text_of_an_outage(text):
     [
         ("rpc error: STREAMING_CODE_REPLICATE_VIOLATION, not primary", Action.ROUTE_CHANGE, Action.ROUTE_CHANGE),
         ("collection not loaded[collection=5]", Action.FAILOVER_COLLECTION, Action.FAIL_FAST),
+        (
+            "failed to search/query delegator 5 for channel c1: fail to Search, QueryNode ID=5, reason=collection not "
+            "found[collection=470654599917731866]",  # while it is being released
+            Action.FAILOVER_COLLECTION,
+            Action.FAIL_FAST,
+        ),
         ("can't find collection: c", Action.FAIL_FAST, Action.FAIL_FAST),
         ("request is rejected: rate limit exceeded", Action.BACK_OFF, Action.BACK_OFF),
         ("deny to write, reason: memory quota exceeded", Action.BACK_OFF, Action.WRITE_BLOCKED),
