@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, final
 from haclient.call import Action, Attempt, Call, Kind, Outcome, Reply, StreamHandle
 from haclient.errors import AttemptTimeout, ConnectFailed, TransportClosed
 from haclient.fleet.node import Node
+from haclient.milvus.requests import READS
 from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict, classify
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class Flight:
                 node.latency.observe(now - self.attempt.started, now)
                 node.losses = 0
             key = (call.database, call.collection)
-            if call.collection and not node.ready.get(key, False) and call.hedgeable and key not in node.distrusted:
+            if call.method.name in READS and not node.ready.get(key, False) and key not in node.distrusted:
+                # Metadata (DescribeCollection and the like) is answered for collections that are not loaded, too.
                 self._fleet.mark(node, key, True, "it answered a read")
             return
         node.last_error = verdict.reason
