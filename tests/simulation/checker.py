@@ -44,7 +44,7 @@ from haclient.errors import (
 from haclient.events import BudgetExhausted, CallQuarantined, DataAlarm, EndpointChanged, Event
 from haclient.fleet import breaker
 from haclient.fleet.node import Node
-from haclient.milvus.requests import inspect
+from haclient.milvus.requests import fingerprint, inspect
 from tests.simulation import replies
 from tests.simulation.scenario import GENEROUS_S, Scenario
 from tests.simulation.world import DEAD, GOOD, HARMLESS, WRONG, Operation, Server, Transport, World
@@ -70,7 +70,7 @@ class Checker:
         self.calls = self.extras = self.reconfigured = 0
         self.first_call: float | None = None
         self.exhausted: list[float] = []
-        self.convicted: list[float] = []
+        self.convicted: list[tuple[float, str]] = []
         self.crash_faults: list[float] = []
         self.generations: dict[Handle, int] = {}
         self.pages: set[int] = set()
@@ -91,7 +91,7 @@ class Checker:
         elif kind is BudgetExhausted:
             self.exhausted.append(event.at)
         elif kind is CallQuarantined:
-            self.convicted.append(event.at)
+            self.convicted.append((event.at, event.fingerprint))
         elif kind is DataAlarm:
             server = world.servers[int(event.endpoint[1:])]  # type: ignore[attr-defined]
             if server.state == WRONG and server.known_unready is None:
@@ -215,13 +215,13 @@ class Checker:
             violated("error", f"{op}: {outcome!r}")
         if not good and op.oks and not op.cancelled:
             violated("success", f"{op} failed although a server had answered it: {outcome!r}")
-        if op.method.kind is Kind.WRITE:
-            self._write(op, outcome, good)
-        elif not op.poison:
+        if op.method.kind is not Kind.WRITE and not op.poison:
             self._read(op, outcome, good, timeout)
 
-    def _write(self, op: Operation, outcome: object, good: bool) -> None:
-        violated = self.world.violated
+    def _write(self, op: Operation) -> None:
+        """Judge a write once all is over: a server that was frozen may execute it long after its caller has left."""
+        violated, outcome = self.world.violated, op.outcome
+        good = type(outcome) is Reply and outcome.code == 0 and outcome.message.startswith(replies.OK)
         if not op.idempotent:
             if op.executions > 1:
                 violated("write", f"{op} was executed {op.executions} times")
@@ -253,7 +253,8 @@ class Checker:
     def crashed(self, op: Operation) -> None:
         """Judge a death by poison."""
         now = self.world.loop._clock
-        if any(at < now < at + 20.0 for at in self.convicted):
+        mark = fingerprint(op.method, op.message).hex()
+        if any(at < now < at + 20.0 and convict == mark for at, convict in self.convicted):
             self.world.violated("poison", f"{op} kills another server although it was convicted")
         if len(self.world.crash_times) > 2:
             self.world.violated("poison", f"{op} kills server number {len(self.world.crash_times)}")
@@ -262,6 +263,9 @@ class Checker:
         """Judge what is left once nothing is under way."""
         world, core = self.world, self.core
         assert core is not None
+        for op in world.operations:
+            if op.method.kind is Kind.WRITE:
+                self._write(op)
         for node in core.fleet.nodes():
             if node.flights:
                 world.violated("leak", f"flights on {node.name}: {len(node.flights)}")

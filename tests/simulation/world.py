@@ -181,6 +181,8 @@ class Server:
         for handle in frozen:
             if handle.done is not None:
                 handle.again(self.latency)
+            elif handle.name in _WRITES and not handle.connecting:
+                self.answer(handle.name, handle.message, handle.op)  # it had been received; nobody waits any more
         pings, self.pings = self.pings, []
         for _, done in pings:
             self.world.loop.call_later(0.001, done, 0.5)
@@ -295,7 +297,7 @@ class Handle:
             self.finish(StreamReset(f"{server.name}: going away", code=7, sent=False))
             return
         if op is not None and op.poison:
-            server.world.crashed(server, op, server.world.loop._clock - self.begun)
+            server.world.crashed(server, op, server.world.loop._clock - self.begun, len(op.active) > 1)
             return
         if state == RESETTING:
             if self.name in _WRITES and server.world.draw() < 0.5:
@@ -459,8 +461,10 @@ class World:
             text = f"{outcome.code} {outcome.message!r}" if type(outcome) is Reply else f"{outcome!r}"
             self.say(f"{op} <- {server.name}: {text}")
 
-    def crashed(self, server: Server, op: Operation, took: float) -> None:
-        if took < 0.5:  # one that hung there so long is not told from others that died with it
+    def crashed(self, server: Server, op: Operation, took: float, hedged: bool) -> None:
+        # One that hung there so long is not told from others that died with it; and what was hedged before
+        # anything was known of it may kill where its hedge is too.
+        if took < 0.5 and not hedged:
             self.crash_times.append((self.loop._clock, op.id))
         self.on_crash(server, op)
         server.crash(0.3 + 0.5 * self.draw())
