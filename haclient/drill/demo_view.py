@@ -79,12 +79,12 @@ def _servers(story: Story, fleet: FleetView, collection: str) -> Table:
     table.add_column("busy", justify="right", no_wrap=True)
     table.add_column("last error", no_wrap=True, overflow="ellipsis", ratio=1)
     for endpoint in fleet.endpoints:
-        ready = endpoint.ready.get(collection)
+        serves = endpoint.state != "down" and endpoint.ready.get(collection) is not False
         hurt = story.hurt.get(endpoint.name, "")
         table.add_row(
             Text.assemble((endpoint.name, "bold"), (f" {hurt}" if hurt else "", "red")),
             Text(endpoint.state, style=_STATES.get(endpoint.state, "")),
-            Text("no", style="bold red") if ready is False else Text("yes", style="green"),
+            Text("yes", style="green") if serves else Text("no", style="bold red"),
             str(story.answers[endpoint.name]),
             milliseconds(endpoint.latency_s),
             str(endpoint.in_flight),
