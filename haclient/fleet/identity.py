@@ -27,8 +27,12 @@ def compare(one: Catalogue, other: Catalogue) -> bool | None:
 
 
 def strangers(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
-    """Yield (endpoint, earlier endpoint) where the first is not of the cluster it is declared in."""
+    """Yield (endpoint, earlier endpoint) where the first is not of the cluster it is declared in.
+
+    Whoever was met later is the stranger, not the one that has served all along.
+    """
     known = [node for node in cluster.nodes if node.catalogue and not node.refused]
+    known.sort(key=lambda node: node.met_at)
     for i, node in enumerate(known):
         for other in known[:i]:
             if compare(node.catalogue, other.catalogue) is False:

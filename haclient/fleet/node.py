@@ -131,6 +131,7 @@ class Node:
         "last_error",
         "latency",
         "losses",
+        "met_at",
         "name",
         "pinged_at",
         "pinging",
@@ -183,6 +184,8 @@ class Node:
         self.ramp_s = 0.0
         #: (database, collection) to collection id, as last listed; see `haclient.fleet.identity`.
         self.catalogue: dict[Key, int] = {}
+        #: Loop time at which it first showed a catalogue.
+        self.met_at = float("inf")
         self.flavour = Flavour.UNKNOWN
         self.version = ""
         self.last_error = ""

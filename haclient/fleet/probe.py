@@ -191,6 +191,8 @@ class Look:
                 found = messages.read_collections(reply.message)
                 catalogue.update({(database, name): collection.id for name, collection in found.items()})
         self._node.catalogue = catalogue
+        if catalogue:
+            self._node.met_at = min(self._node.met_at, now)
         if not self._node.version:
             # milvus-lite does not say it in Connect.
             reply, verdict = await self._ask(messages.get_version())

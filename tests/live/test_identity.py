@@ -100,7 +100,9 @@ class TestTwoClusters:
             rejected = await watch.until(ConfigRejected)
             assert "different ids" in rejected.reason
             refused = [e for e in client.fleet.endpoints if "different ids" in e.last_error]
-            assert len(refused) == 1
+            assert [endpoint.name for endpoint in refused] == [stranger.address], (
+                "not the one that has served all along"
+            )
             assert await searching(client)(4) == [4]
 
     async def test_writes_are_refused(self, standalone_pair: StandalonePair) -> None:
