@@ -86,6 +86,8 @@ class Detector:
 
     def lagging(self, node: Node, mine: float, latency: Callable[[Node], PeakEwma]) -> str:
         """Say why an endpoint that took ``mine`` seconds counts as too slow beside the others, or ""."""
+        if mine < self._settings.slow_excess_s:
+            return ""  # at once, for every probe of a large fleet comes here
         # A cluster in another zone, or kept for disasters, is farther away by design.
         level = (node.cluster.priority, node.cluster.zone)
         peers = [n for n in self._nodes() if (n.cluster.priority, n.cluster.zone) == level]

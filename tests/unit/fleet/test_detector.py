@@ -218,6 +218,16 @@ def test_slower_by_a_ratio_and_by_an_amount(mine, others, slow):
     run(scenario())
 
 
+def test_a_quick_endpoint_is_not_compared_with_a_thousand_others():
+    async def scenario():
+        world, core, (node,) = fleet(1)
+        async with world:
+            detector = Detector(lambda: pytest.fail("it looked"), core.fleet.untried, QUIET, world.loop)
+            assert detector.lagging(node, 0.049, lambda n: n.latency) == ""
+
+    run(scenario())
+
+
 def test_the_only_endpoint_is_never_slow():
     async def scenario():
         world, core, (node,) = fleet(1)
