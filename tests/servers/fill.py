@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 from pymilvus import DataType, MilvusClient, MilvusException
 
@@ -114,9 +115,9 @@ def wait_settled(
 
 
 def poll(uri: str, done: Callable[[MilvusClient], bool], *, token: str = "", timeout_s: float = 60) -> None:
-    """Ask one server until ``done``; errors of Milvus count as not yet."""
+    """Ask one server until ``done``; errors count as not yet (pymilvus passes a time-out on as gRPC's own)."""
     deadline = time.monotonic() + timeout_s
-    last: MilvusException | None = None
+    last: Exception | None = None
     while time.monotonic() < deadline:
         try:
             client = connect(uri, token)
@@ -125,7 +126,7 @@ def poll(uri: str, done: Callable[[MilvusClient], bool], *, token: str = "", tim
                     return
             finally:
                 client.close()
-        except MilvusException as error:
+        except (MilvusException, grpc.RpcError) as error:
             last = error
         time.sleep(0.1)
     raise TimeoutError(f"{uri}: not within {timeout_s:g} s; last: {last!r}")
