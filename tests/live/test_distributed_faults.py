@@ -134,15 +134,15 @@ async def test_query_node_killed(distributed: DistributedMilvus) -> None:
         assert not [question for question in load.questions if question.wrong and question.got != []]
 
 
-async def test_coordinator_killed(distributed: DistributedMilvus) -> None:
-    """kill -9 of the coordinators: Bounded reads need them not, so every one is answered; nor is a proxy given up."""
-    async with both_proxies(distributed) as (client, watch):
-        async with Load(searching(client, consistency_level="Bounded")) as load:
+@pytest.mark.parametrize("level", ["Bounded", "Eventually"])
+async def test_coordinator_killed(distributed: DistributedMilvus, level: str) -> None:
+    """kill -9 of the coordinators: no proxy can serve long without them; no answer is made up, and all recovers."""
+    async with both_proxies(distributed) as (client, _):
+        async with Load(searching(client, consistency_level=level)) as load:
             await load.more(40)
-            mark = watch.mark()
+            load.assert_all_right()
             await distributed.coord.kill()
-            await load.more(100)
-            dead_phase = watch.of(EndpointChanged, after_number=mark, after="down")
+            await load.more(40)
             await distributed.coord.start()
             await all_right_again(load)
             await asyncio.to_thread(fill.wait_settled, distributed.uris, rows=ROWS)
@@ -150,5 +150,4 @@ async def test_coordinator_killed(distributed: DistributedMilvus) -> None:
             start = asyncio.get_running_loop().time()
             await load.more(40)
             assert all(question.right for question in load.since(start))
-        assert not [q for q in load.questions if q.wrong]
-        print("proxies set aside while the coordinator was dead:", [event.reason for event in dead_phase])
+        assert not [question for question in load.questions if question.wrong and question.got != []]
