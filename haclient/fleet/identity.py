@@ -3,6 +3,7 @@
 Decision made here: ids decide, names do not. Milvus hands out collection ids from its timestamp oracle, so two
 clusters practically never give the same name the same id, and two proxies of one cluster always do.
 milvus-lite numbers collections from small integers in every server, so its ids prove nothing (`_PROOF`).
+Endpoints are met through an index of what they hold, never pair by pair: there may be a thousand.
 """
 
 from __future__ import annotations
@@ -32,19 +33,28 @@ def strangers(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
     Whoever was met later is the stranger, not the one that has served all along.
     """
     known = [node for node in cluster.nodes if node.catalogue and not node.refused]
-    known.sort(key=lambda node: node.met_at)
-    for i, node in enumerate(known):
-        for other in known[:i]:
-            if compare(node.catalogue, other.catalogue) is False:
-                yield node, other
-                break
+    holders: dict[Key, Node] = {}
+    for node in sorted(known, key=lambda node: node.met_at):
+        claims = [(key, holders.setdefault(key, node)) for key, _ in _telling(node)]
+        other = next((o for key, o in claims if o.catalogue[key] != node.catalogue[key]), None)
+        if other is not None:
+            yield node, other
 
 
 def same(clusters: list[Cluster]) -> tuple[Cluster, Cluster] | None:
     """Return two clusters that turn out to be one, or None if all are different."""
-    for i, first in enumerate(clusters):
-        for second in clusters[i + 1 :]:
-            pairs = [(a.catalogue, b.catalogue) for a in first.nodes for b in second.nodes]
-            if any(compare(a, b) for a, b in pairs):
-                return first, second
+    holders: dict[tuple[Key, int], list[Node]] = {}
+    for cluster in clusters:
+        for node in cluster.nodes:
+            others = dict.fromkeys(other for item in _telling(node) for other in holders.get(item, ()))
+            for other in others:
+                if compare(other.catalogue, node.catalogue):
+                    return other.cluster, cluster
+        for node in cluster.nodes:
+            for item in _telling(node):
+                holders.setdefault(item, []).append(node)
     return None
+
+
+def _telling(node: Node) -> list[tuple[Key, int]]:
+    return [item for item in node.catalogue.items() if item[1] > _PROOF]
