@@ -1,8 +1,8 @@
 """A real distributed Milvus whose processes die, read through both of its proxies.
 
 What Milvus itself cannot do, nobody in front of it can: a Strong read waits for the lease of a dead proxy, a query node
-takes its half of the loaded data with it. What haclient owes is that a dead proxy costs no read, that no answer is made
-up, and that all is well again by itself.
+takes its half of the loaded data with it, and without coordinators no proxy serves for long. What haclient owes is that
+a dead proxy costs no read, and that all is well again by itself.
 """
 
 from __future__ import annotations
@@ -113,30 +113,29 @@ async def test_proxies_restarted_in_turn(distributed: DistributedMilvus) -> None
 
 
 async def test_query_node_killed(distributed: DistributedMilvus) -> None:
-    """kill -9 of a query node, and its restart: what Milvus can answer is answered; all is right again by itself.
+    """kill -9 of a query node, and its restart: every read is answered while it is dead, and all is right again.
 
-    Both proxies lead to the same query nodes, so no client can go round a dead one; the other replica is Milvus' own
-    to choose. Some reads fail or come back empty while it does: none may bring the rows of another question.
+    Both proxies lead to the same query nodes, so what haclient can do is ask again by the other proxy. For some seconds
+    after the node is back Milvus gives out empty answers, or the best of a part of the rows, as successes.
     """
-    async with both_proxies(distributed) as (client, _):
-        load = Load(searching(client, consistency_level="Bounded"))
-        async with load:
-            await load.more(40)
-            load.assert_all_right()
-            await distributed.qn1.kill()
-            await all_right_again(load)
-            await distributed.qn1.start()
-            await asyncio.to_thread(fill.wait_settled, distributed.uris, rows=ROWS)
-            await until_up(client, *(proxy.address for proxy in distributed.proxies))
-            start = asyncio.get_running_loop().time()
-            await load.more(60)
-            assert all(question.right for question in load.since(start))
-        assert not [question for question in load.questions if question.wrong and question.got != []]
+    async with both_proxies(distributed) as (client, _), Load(searching(client, consistency_level="Bounded")) as load:
+        await load.more(40)
+        load.assert_all_right()
+        await distributed.qn1.kill()
+        await load.more(100)
+        assert not [str(question) for question in load.questions if question.error]
+        await distributed.qn1.start()
+        await asyncio.to_thread(fill.wait_settled, distributed.uris, rows=ROWS)
+        await all_right_again(load)
+        await until_up(client, *(proxy.address for proxy in distributed.proxies))
+        start = asyncio.get_running_loop().time()
+        await load.more(60)
+        assert all(question.right for question in load.since(start))
 
 
 @pytest.mark.parametrize("level", ["Bounded", "Eventually"])
 async def test_coordinator_killed(distributed: DistributedMilvus, level: str) -> None:
-    """kill -9 of the coordinators: no proxy can serve long without them; no answer is made up, and all recovers."""
+    """kill -9 of the coordinators: no proxy can serve long without them; all recovers by itself."""
     async with both_proxies(distributed) as (client, _):
         async with Load(searching(client, consistency_level=level)) as load:
             await load.more(40)
@@ -150,4 +149,3 @@ async def test_coordinator_killed(distributed: DistributedMilvus, level: str) ->
             start = asyncio.get_running_loop().time()
             await load.more(40)
             assert all(question.right for question in load.since(start))
-        assert not [question for question in load.questions if question.wrong and question.got != []]
