@@ -136,16 +136,15 @@ async def test_query_node_killed(distributed: DistributedMilvus) -> None:
 @pytest.mark.parametrize("level", ["Bounded", "Eventually"])
 async def test_coordinator_killed(distributed: DistributedMilvus, level: str) -> None:
     """kill -9 of the coordinators: no proxy can serve long without them; all recovers by itself."""
-    async with both_proxies(distributed) as (client, _):
-        async with Load(searching(client, consistency_level=level)) as load:
-            await load.more(40)
-            load.assert_all_right()
-            await distributed.coord.kill()
-            await load.more(40)
-            await distributed.coord.start()
-            await all_right_again(load)
-            await asyncio.to_thread(fill.wait_settled, distributed.uris, rows=ROWS)
-            await until_up(client, *(proxy.address for proxy in distributed.proxies))
-            start = asyncio.get_running_loop().time()
-            await load.more(40)
-            assert all(question.right for question in load.since(start))
+    async with both_proxies(distributed) as (client, _), Load(searching(client, consistency_level=level)) as load:
+        await load.more(40)
+        load.assert_all_right()
+        await distributed.coord.kill()
+        await load.more(40)
+        await distributed.coord.start()
+        await all_right_again(load)
+        await asyncio.to_thread(fill.wait_settled, distributed.uris, rows=ROWS)
+        await until_up(client, *(proxy.address for proxy in distributed.proxies))
+        start = asyncio.get_running_loop().time()
+        await load.more(40)
+        assert all(question.right for question in load.since(start))
