@@ -12,22 +12,16 @@ taken literally, as pymilvus takes them.
     address     what a URI says
     problems    from mistakes to lines of text
     sources     URIs, files and dicts, rewritten into the models' grammar
-    model       the models
+    section     what every table is
+    cluster     clusters and endpoints
+    sections    time-outs, health, breaker, hedge, retry, wire
+    model       the whole
 """
 
 from haclient.config.address import DEFAULT_URI, redact
-from haclient.config.model import (
-    Breaker,
-    Canary,
-    ClusterConfig,
-    Config,
-    EndpointConfig,
-    Health,
-    Hedge,
-    Retry,
-    Timeouts,
-    Wire,
-)
+from haclient.config.cluster import ClusterConfig, EndpointConfig
+from haclient.config.model import Config
+from haclient.config.sections import Breaker, Canary, Health, Hedge, Retry, Timeouts, Wire
 
 __all__ = [
     "DEFAULT_URI",
