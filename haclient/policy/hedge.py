@@ -118,13 +118,15 @@ class Hedging:
 class _Race:
     """The attempts of one try."""
 
-    __slots__ = ("_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_timer", "future")
+    __slots__ = ("_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_refusal", "_timer", "future")
 
     def __init__(self, owner: Hedging, call: Call) -> None:
         self._owner = owner
         self._call = call
         self._flights: list[Flight] = []
         self._hedges = 0
+        #: The answer of a server that refuses the request itself: better than any other failure.
+        self._refusal: Attempt | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._digest = owner.digest(call)
         self._delay = owner.delay(self._digest)
@@ -167,7 +169,9 @@ class _Race:
             return
         for flight in tuple(self._flights):
             flight.suspect()
-        if self._hedge():
+        if self._refusal is not None:
+            self.future.set_result(self._refusal)
+        elif self._hedge():
             self._delay *= 2.0
             self._arm(owner.loop.time() + self._delay)
         else:
@@ -210,8 +214,14 @@ class _Race:
                 self._digest.observe(attempt.ended - attempt.started)
             self.future.set_result(attempt)
         elif not flights:
-            self.future.set_result(attempt)
-        elif attempt.action is not Action.FAIL_FAST:
+            self.future.set_result(self._refusal or attempt)
+        elif attempt.action is Action.FAIL_FAST:
+            # The request is at fault, most likely: the others get a little time to say otherwise, not all there is.
+            self._refusal = self._refusal or attempt
+            if self._timer is not None:
+                self._timer.cancel()
+            self._arm(self._owner.loop.time() + self._owner.settings.max_delay_s)
+        else:
             # One has failed while another is still out: do not wait for the timer to try a third.
             self._hedge()
 
@@ -219,4 +229,4 @@ class _Race:
         flights, self._flights = self._flights, []
         for flight in flights:
             flight.expire()
-        self.future.set_result(flights[-1].attempt)
+        self.future.set_result(self._refusal or flights[-1].attempt)
