@@ -201,7 +201,12 @@ def never_tries_again() -> list[Patch]:
 
 @bug("shut")
 def picks_endpoints_that_are_down() -> list[Patch]:
-    return [(Gate, "try_acquire", lambda self: self.generation)]
+    real = Balancer._tier
+
+    def tier(self, node, key, now):
+        return 0 if node.gate.state == breaker.OPEN else real(self, node, key, now)[0], 0, False
+
+    return [(Gate, "try_acquire", lambda self: self.generation), (Balancer, "_tier", tier)]
 
 
 @bug("drained")
@@ -284,11 +289,13 @@ def forgets_the_deadline_in_back_off() -> list[Patch]:
 
 
 @bug("deadline")
-def has_no_timer_for_the_deadline() -> list[Patch]:
+def does_not_enforce_the_deadline() -> list[Patch]:
+    real = Flight.launch
+
     def arm(self, when):
         self._timer = self._owner.loop.call_at(min(when, self._call.deadline + 1.0), self._wake)
 
-    return [(hedge._Race, "_arm", arm)]
+    return [(hedge._Race, "_arm", arm), (Flight, "launch", lambda self, message, timeout: real(self, message, 9.0))]
 
 
 @bug("read", "success")

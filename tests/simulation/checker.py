@@ -120,6 +120,9 @@ class Checker:
         node: Node | None = None
         others: list[Node] = []
         for other in core.fleet.nodes():
+            gate = other.gate
+            if gate.state == breaker.HALF_OPEN and not 0 <= gate._permits <= gate.settings.trial_permits:
+                world.violated("trial", f"{other.name} has {gate._permits} permits of {gate.settings.trial_permits}")
             if other.data is transport:
                 node = other
             elif (
@@ -164,7 +167,7 @@ class Checker:
         elif (
             server.state == WRONG
             and self.canary
-            and op.started > server.since + 3.5
+            and op.started > server.since + 2.6
             and any(self.server(o).state in GOOD for o in others)
         ):
             violated("wrong", f"{op} goes to {node.name}, whose data has been wrong since {server.since:.3f}")
@@ -239,8 +242,10 @@ class Checker:
             return
         start, end = op.started, op.ended
         serving = [s for s in self.world.servers if s.good_since <= start and s.rotation_since <= start]
-        if self.scenario.stranger >= 0:
-            serving = [s for s in serving if s.index != self.scenario.stranger]
+        if self.scenario.stranger >= 0 and self.core is not None:
+            # Whoever was met first is the cluster; the others are refused, well or not.
+            refused = {node.name for node in self.core.fleet.nodes() if node.refused}
+            serving = [s for s in serving if s.index != self.scenario.stranger and s.name not in refused]
         if not serving or any(start <= at <= end for at in self.exhausted):
             return
         if isinstance(outcome, PoisonedCall) and sum(start - 1 <= at <= end for at in self.crash_faults) > 1:

@@ -28,7 +28,17 @@ DESCRIBE: Final = named("DescribeCollection")
 
 NAMES: Final = {
     named(name).path: name
-    for name in ("Connect", "ShowCollections", "DescribeCollection", "Search", "Query", "Insert", "Upsert", "Delete")
+    for name in (
+        "Connect",
+        "GetVersion",
+        "ShowCollections",
+        "DescribeCollection",
+        "Search",
+        "Query",
+        "Insert",
+        "Upsert",
+        "Delete",
+    )
 }
 
 
@@ -101,6 +111,7 @@ CONNECTED: Final = Reply(
         )
     )
 )
+VERSION: Final = Reply(_body(milvus_pb2.GetVersionResponse(status=common_pb2.Status(), version="2.3.5")))
 NO_COLLECTIONS: Final = Reply(_body(milvus_pb2.ShowCollectionsResponse(status=common_pb2.Status())))
 
 

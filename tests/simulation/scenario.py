@@ -150,7 +150,7 @@ def draw(seed: int) -> Scenario:
         clusters,
         [configuration(shape, tuple(f"c{i}" for i in range(len(shape))), *options, preferred)],
         [shape],
-        auto_id=roll() < 0.2,
+        auto_id=roll() < 0.4,
         safe=safe,
         stranger=stranger,
         start_first=roll() < 0.6,
@@ -168,6 +168,7 @@ def _calls(scenario: Scenario, roll: _Roll, several: bool) -> None:
     gap = (0.004, 0.03, 0.08, 0.15)[int(roll() * 4)]
     at = 0.0
     poison = roll() < 0.15
+    impatient = roll() < 0.1  # callers that give up at once
     for i in range(OPERATIONS):
         kind = roll()
         timeout = None if roll() < 0.6 else (GENEROUS_S + roll() if roll() < 0.5 else 0.02 + 0.5 * roll())
@@ -186,8 +187,8 @@ def _calls(scenario: Scenario, roll: _Roll, several: bool) -> None:
         op.mistake = method is not DESCRIBE and roll() < 0.06
         op.message = b"" if timestamp else replies.request(method, i, 0, page)
         scenario.calls.append((at, op))
-        if roll() < 0.06:
-            scenario.cancels.append((at + roll() * roll() * 0.3, op))
+        if roll() < (0.8 if impatient else 0.06):
+            scenario.cancels.append((at + (0.003 if impatient else roll() * roll() * 0.3), op))
         at += gap * 2.0 * roll() if roll() < 0.9 else gap * 8 * roll()
     if poison:
         method = INSERT if not several and roll() < 0.3 else SEARCH
@@ -209,6 +210,8 @@ def _faults(scenario: Scenario, roll: _Roll, count: int, span: float) -> None:
         at = -1.0 if roll() < 0.15 else span * roll()
         state = _FAULTS[int(roll() * len(_FAULTS))]
         for_s = 0.03 + 2.5 * roll() * roll()
+        if state in (world.STOPPED, world.WRONG) and roll() < 0.3:
+            for_s = 10.0  # until the end
         scenario.faults.append(Fault(at, server, state, for_s))
     if roll() < 0.03:
         at = span * roll()
