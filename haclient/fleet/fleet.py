@@ -81,7 +81,8 @@ class Fleet:
         self._connect = connect
         self._bus = bus
         self._rng = rng
-        self._closing: set[asyncio.Task[None]] = set()
+        #: Endpoints no longer configured, which finish their calls, and the tasks that wait for it.
+        self._closing: dict[asyncio.Task[None], Node] = {}
         #: Timers of slow starts.
         self._rising: dict[Node, asyncio.TimerHandle] = {}
         self._loop = loop
@@ -252,13 +253,11 @@ class Fleet:
         """Say whether "collection not found" may be this endpoint's fault: one not asked yet may still have it.
 
         An endpoint that cannot serve the collection now may have it all the same (it is not loaded, or what is
-        known of it is old); then the catalogue tells.
+        known of it is old); then the catalogue tells. One that is down counts only if it is known to have had it.
         """
         tried = self._tried(call.attempts) if call is not None else ()
-        return any(
-            n is not node and not n.drained and n not in tried and (n.ready.get(key) is not False or key in n.catalogue)
-            for n in self.nodes()
-        )
+        others = (n for n in self.nodes() if n is not node and not n.drained and n not in tried)
+        return any(key in n.catalogue or n.ready.get(key, n.gate.state != breaker.OPEN) for n in others)
 
     def alarm(self, node: Node, key: Key, reason: str) -> None:
         """Take an endpoint out for one collection until a probe finds its data right, and tell the operator why."""
@@ -421,8 +420,8 @@ class Fleet:
         self._stop_rising(node)
         self.on_removed(node)
         task = self._loop.create_task(self._close(node))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = node
+        task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     async def _close(self, node: Node) -> None:
         limit = self.clock() + self.config.timeouts.read_s
@@ -433,10 +432,11 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Close every transport; calls under way fail."""
-        for task in list(self._closing):
+        closing = dict(self._closing)
+        for task in closing:
             task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        for node in list(self.nodes()):
+        await asyncio.gather(*closing, return_exceptions=True)
+        for node in [*self.nodes(), *closing.values()]:
             self._stop_rising(node)
             await node.data.aclose()
             await node.probe.aclose()
