@@ -3,7 +3,9 @@
 Decision made here: ids decide, names do not. Milvus hands out collection ids from its timestamp oracle, so two
 clusters practically never give the same name the same id, and two proxies of one cluster always do.
 milvus-lite numbers collections from small integers in every server, so its ids prove nothing (`_PROOF`).
-Endpoints are met through an index of what they hold, never pair by pair: there may be a thousand.
+One equal id proves that two endpoints are of one cluster, whatever else differs: catalogues are listed at different
+moments, and a collection may have been dropped and created anew between them. Endpoints are met through an index of
+what they hold, never pair by pair: there may be a thousand.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def compare(one: Catalogue, other: Catalogue) -> bool | None:
     telling = [(a, b) for a, b in shared if a > _PROOF and b > _PROOF]
     if not telling:
         return None
-    return all(a == b for a, b in telling)
+    return any(a == b for a, b in telling)
 
 
 def strangers(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
@@ -35,24 +37,23 @@ def strangers(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
     known = [node for node in cluster.nodes if node.catalogue and not node.refused]
     holders: dict[Key, Node] = {}
     for node in sorted(known, key=lambda node: node.met_at):
-        claims = [(key, holders.setdefault(key, node)) for key, _ in _telling(node)]
-        other = next((o for key, o in claims if o.catalogue[key] != node.catalogue[key]), None)
-        if other is not None:
-            yield node, other
+        telling = _telling(node)
+        shared = [(holders[key], holders[key].catalogue[key] == number) for key, number in telling if key in holders]
+        if shared and not any(equal for _, equal in shared):
+            yield node, shared[0][0]
+        else:
+            for key, _ in telling:
+                holders.setdefault(key, node)
 
 
 def same(clusters: list[Cluster]) -> tuple[Cluster, Cluster] | None:
     """Return two clusters that turn out to be one, or None if all are different."""
-    holders: dict[tuple[Key, int], list[Node]] = {}
+    holders: dict[tuple[Key, int], Cluster] = {}
     for cluster in clusters:
         for node in cluster.nodes:
-            others = dict.fromkeys(other for item in _telling(node) for other in holders.get(item, ()))
-            for other in others:
-                if compare(other.catalogue, node.catalogue):
-                    return other.cluster, cluster
-        for node in cluster.nodes:
             for item in _telling(node):
-                holders.setdefault(item, []).append(node)
+                if holders.setdefault(item, cluster) is not cluster:
+                    return holders[item], cluster
     return None
 
 

@@ -16,7 +16,7 @@ from typing import final
 from haclient.config import EndpointConfig
 from haclient.errors import ConfigError
 from haclient.events import ConfigRejected, EventBus
-from haclient.fleet import breaker
+from haclient.fleet import breaker, identity
 from haclient.fleet.fleet import Fleet
 from haclient.fleet.node import Cluster, Node
 from haclient.fleet.probe import HTTPClient, Look
@@ -126,7 +126,7 @@ class Keeper:
                 if not first.done():
                     first.set_result(None)
                 elif look.found and not known:
-                    self._recognise()
+                    await self._recognise()
                 await asyncio.sleep(_GAP_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), max(self._pause(node) - _GAP_S, 0.0))
@@ -145,8 +145,13 @@ class Keeper:
             pause = min(max(node.gate.retry_at - self._loop.time(), _TRIAL_S), health.interval_s)
         return pause * (0.9 + 0.2 * self._rng.random())
 
-    def _recognise(self) -> None:
-        """Compare again now that another endpoint has been seen; a running client is not stopped by a stranger."""
+    async def _recognise(self) -> None:
+        """Compare again now that another endpoint has been seen; a running client is not stopped by a stranger.
+
+        Catalogues are listed at different moments and collections come and go: only fresh ones convict.
+        """
+        suspects = {n for cluster in self._fleet.clusters for pair in identity.strangers(cluster) for n in pair}
+        await asyncio.gather(*(self._looks[node].identify_anew() for node in suspects if node in self._looks))
         try:
             self._fleet.recognise()
         except ConfigError as error:

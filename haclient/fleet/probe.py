@@ -15,6 +15,7 @@ unready, comes back only by a deep read. Whose fault a failure is, is decided by
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import final
 
 import httpx
@@ -177,6 +178,12 @@ class Look:
             # It answers, but refuses us (wrong credentials, unknown database): the user will be told by their
             # own call; it is no outage.
             node.last_error = verdict.reason
+
+    async def identify_anew(self) -> None:
+        """List the collections now, if the endpoint answers."""
+        self._identity_at = float("-inf")
+        with suppress(ProbeFailed, ValueError):
+            await self._identify()
 
     async def _identify(self) -> None:
         now = self._loop.time()

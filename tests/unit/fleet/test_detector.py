@@ -353,3 +353,29 @@ def test_the_losers_of_hedges_count_as_no_failure():
             assert all(n.gate._window.totals(world.loop.time())[1] == 0 for n in core.fleet.nodes())
 
     run(scenario())
+
+
+def test_hedging_while_all_are_slow_leaves_enough_to_survive_a_crash():
+    async def scenario():
+        world = World(Server(), Server(), health=QUIET)
+        async with world:
+            core = world.core()
+            await core.start()
+            servers = list(world.by_address.values())
+            for _ in range(200):
+                await ask(core)
+            for server in servers:
+                server.delay_s = 0.3
+            slow = []
+            for _ in range(200):
+                slow.append(asyncio.ensure_future(ask(core)))
+                await asyncio.sleep(0.005)
+            servers[0].state = "reset"
+            crash = []
+            for _ in range(50):
+                crash.append(asyncio.ensure_future(ask(core)))
+                await asyncio.sleep(0.02)
+            for reply in await asyncio.gather(*slow, *crash):
+                assert reply.code == 0
+
+    run(scenario())
