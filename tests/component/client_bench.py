@@ -109,6 +109,7 @@ class Killed:
         self.target, self.mark, self.deaths = port, mark, 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def uri(self) -> str:
@@ -122,34 +123,38 @@ class Killed:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.wait(self._tasks, timeout=0.1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         up, out = await asyncio.open_connection("127.0.0.1", self.target)
+        both = {out, writer}
+        self._writers |= both
+        try:
+            await asyncio.gather(self._pump(reader, out, both, True), self._pump(up, writer, both, False))
+        finally:
+            for one in both:
+                with contextlib.suppress(ConnectionError):
+                    await one.wait_closed()
+            self._writers -= both
+            self._tasks.discard(task)
 
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, watch: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, both: set[asyncio.StreamWriter], watch: bool
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
             while data := await source.read(65536):
                 if watch and self.mark in data:
                     self.deaths += 1
-                    writer.transport.abort()
-                    return
+                    break
                 sink.write(data)
-
-        pumps = [asyncio.create_task(pump(reader, out, True)), asyncio.create_task(pump(up, writer, False))]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in pumps:
-                one.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for sink in (out, writer):
-                sink.transport.abort()
-            self._tasks.discard(task)
+        for one in both:
+            one.transport.abort()
 
 
 async def told(work: Awaitable[Any]) -> Exception | Any:
