@@ -4,6 +4,9 @@ Why a budget and not a maximum number of retries: three retries each look harmle
 and every caller makes three. A budget ties the extra attempts to the calls made, so the load on a sick fleet is
 at most ``1 + ratio`` times the offered load, whatever happens (finagle's RetryBudget; SRE book, chapter 22).
 A small floor lets a quiet application hedge at all.
+
+Hedges may spend half of it: they only make slow calls faster, and when everything is slow they would leave nothing for
+the calls that fail.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from typing import final
 
 _SLOTS = 10
 _SLOT_S = 1.0
+#: Share of the budget that hedges may spend.
+_HEDGES = 0.5
 
 
 @final
@@ -52,6 +57,15 @@ class Budget:
         self._extras[slot % _SLOTS] += 1
         self.extras += 1
         return True
+
+    def withdraw_hedge(self, now: float) -> bool:
+        """Ask for one extra attempt beside another; refused once half the budget is spent, on whatever."""
+        slot = int(now / _SLOT_S)
+        if slot != self._slot:
+            self._advance(slot)
+        if self.extras + 1 > _HEDGES * max(self.ratio * self.calls, self.floor):
+            return False
+        return self.withdraw(now)
 
     def refund(self) -> None:
         """Give back what was withdrawn last and not used."""

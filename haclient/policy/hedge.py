@@ -187,7 +187,7 @@ class _Race:
             # It may be what kills servers, and two have it already (milvus.md section 0).
             return False
         now = owner.loop.time()
-        if not owner.budget.withdraw(now):
+        if not owner.budget.withdraw_hedge(now):
             owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
             return False
         flight = owner.send(call, True, self._done)

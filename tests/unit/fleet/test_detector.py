@@ -9,7 +9,7 @@ from haclient.config import Health, Hedge
 from haclient.events import EndpointChanged, HedgeStarted
 from haclient.fleet.breaker import CLOSED, OPEN
 from haclient.fleet.detector import Detector
-from tests.unit.fleet.fleet_fakes import QUERY, Server, World, ask, query, until
+from tests.unit.fleet.fleet_fakes import QUERY, Server, World, ask, query, search, until
 from tests.virtual_time import run
 
 QUIET = Health(interval_s=1000, deep_interval_s=1000, identity_interval_s=1000)
@@ -367,14 +367,14 @@ def test_hedging_while_all_are_slow_leaves_enough_to_survive_a_crash():
             for server in servers:
                 server.delay_s = 0.3
             slow = []
-            for _ in range(200):
-                slow.append(asyncio.ensure_future(ask(core)))
+            for i in range(60):
+                slow.append(asyncio.ensure_future(ask(core, message=search(dsl=f"slow {i}"))))
                 await asyncio.sleep(0.005)
-            servers[0].state = "reset"
+            servers[0].state, servers[0].delay_s = "reset", 0.001
             crash = []
-            for _ in range(50):
-                crash.append(asyncio.ensure_future(ask(core)))
-                await asyncio.sleep(0.02)
+            for i in range(20):
+                crash.append(asyncio.ensure_future(ask(core, message=search(dsl=f"crash {i}"))))
+                await asyncio.sleep(0.005)
             for reply in await asyncio.gather(*slow, *crash):
                 assert reply.code == 0
 

@@ -20,6 +20,15 @@ def test_the_extra_load_is_a_share_of_the_calls():
     assert spend(budget, 5.0) == 20
 
 
+def test_hedges_leave_half_of_it_to_calls_that_failed():
+    budget = Budget(0.2, 0)
+    for _ in range(100):
+        budget.deposit(5.0)
+    assert sum(budget.withdraw_hedge(5.0) for _ in range(100)) == 10
+    assert spend(budget, 5.0) == 10
+    assert not budget.withdraw_hedge(5.0)
+
+
 def test_a_floor_lets_a_quiet_application_retry_at_all():
     budget = Budget(0.2, 10)
     budget.deposit(5.0)
