@@ -16,6 +16,7 @@ only for callbacks of one source; code that relies on more than that breaks unde
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 import random
 from collections.abc import Coroutine
@@ -44,53 +45,106 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._clock = start
         self._steps = steps
-        self._shuffle = random.Random(seed).random if seed is not None else None
+        self._draw = random.Random(seed).random if seed is not None else None
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._count = 0
+        self._tasks: list[asyncio.Task[Any]] = []
         self.errors: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.errors.append(context))
 
     def time(self) -> float:
         return self._clock
 
-    def timers(self) -> list[asyncio.TimerHandle]:
+    # BaseEventLoop's handles cost more than all that a simulation does with them.
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        handle = _Handle(0.0, callback, args, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        timer = _Handle(when, callback, args, context)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, timer))
+        return timer
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        return self.call_at(self._clock + delay, callback, *args, context=context)
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **options)
+        self._tasks.append(task)
+        return task
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that are not done, oldest first; asyncio's own list holds those of every loop."""
+        return [task for task in self._tasks if not task.done()]
+
+    def timers(self) -> list[Any]:
         """Return the timers that are still set, soonest first."""
-        return sorted(timer for timer in self._scheduled if not timer.cancelled())
+        return [timer for _, _, timer in sorted(self._timers) if not timer.cancelled()]
 
     def run_in_executor(self, *_: Any) -> Any:
         raise RuntimeError("a thread knows nothing of virtual time")
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Leave cancelled timers in the heap; they are dropped when their time comes."""
 
     def _write_to_self(self) -> None:
         """There is nobody to wake."""
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
+        ready, timers = self._ready, self._timers
         if not ready and not self._stopping:
-            while scheduled and scheduled[0]._cancelled:
-                heapq.heappop(scheduled)._scheduled = False
-            if not scheduled:
+            while timers and timers[0][2]._cancelled:
+                heapq.heappop(timers)
+            if not timers:
                 raise Deadlock("nothing is ready and no timer is set")
-            if scheduled[0]._when > self._clock:
-                self._clock = scheduled[0]._when
-        while scheduled and scheduled[0]._when <= self._clock:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False
+            self._clock = max(self._clock, timers[0][0])
+        while timers and timers[0][0] <= self._clock:
+            timer = heapq.heappop(timers)[2]
             if not timer._cancelled:
                 ready.append(timer)
         self._steps -= 1
         if self._steps < 0:
             raise Deadlock("it goes round and round")
         count = len(ready)
-        if self._shuffle is not None and count > 1:
-            draw = self._shuffle
+        if self._draw is not None and count > 1:
             for i in range(count - 1, 0, -1):
-                j = int(draw() * (i + 1))
+                j = int(self._draw() * (i + 1))
                 ready[i], ready[j] = ready[j], ready[i]
         for _ in range(count):
             handle = ready.popleft()
             if not handle._cancelled:
-                handle._run()
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.errors.append({"exception": error, "callback": handle._callback})
+
+
+class _Handle:
+    """A callback that will be called, soon or at a time; as `asyncio.TimerHandle` to whoever holds it."""
+
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when")
+
+    def __init__(self, when: float, callback: Any, args: tuple[Any, ...], context: Any) -> None:
+        self._when = when
+        self._callback = callback
+        self._args = args
+        self._context = contextvars.copy_context() if context is None else context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def when(self) -> float:
+        return self._when
+
+    def __repr__(self) -> str:
+        return f"<timer at {self._when:.4f}: {self._callback}>"
 
 
 def run(work: Coroutine[Any, Any, T], seed: int | None = None, start: float = 0.0) -> T:
@@ -112,7 +166,7 @@ def run(work: Coroutine[Any, Any, T], seed: int | None = None, start: float = 0.
             if loop._ready:
                 loop.call_soon(loop.stop)
                 loop.run_forever()
-        assert not (left := asyncio.all_tasks(loop)), f"tasks left behind: {left}"
+        assert not (left := loop.tasks()), f"tasks left behind: {left}"
         assert not loop.errors, f"raised in callbacks: {loop.errors}"
         return result
     finally:
@@ -123,7 +177,7 @@ def run(work: Coroutine[Any, Any, T], seed: int | None = None, start: float = 0.
 def _end(loop: VirtualTimeLoop) -> None:
     """Cancel whatever still runs, so that the next test starts clean."""
     for _ in range(10):
-        left = asyncio.all_tasks(loop)
+        left = loop.tasks()
         if not left:
             break
         for task in left:

@@ -47,7 +47,7 @@ from haclient.fleet.node import Node
 from haclient.milvus.requests import fingerprint, inspect
 from tests.simulation import replies
 from tests.simulation.scenario import GENEROUS_S, Scenario
-from tests.simulation.world import DEAD, GOOD, HARMLESS, WRONG, Operation, Server, Transport, World
+from tests.simulation.world import DEAD, GOOD, HARMLESS, REFUSING, RESETTING, WRONG, Operation, Server, Transport, World
 
 if TYPE_CHECKING:
     from tests.simulation.world import Handle
@@ -71,7 +71,6 @@ class Checker:
         self.first_call: float | None = None
         self.exhausted: list[float] = []
         self.convicted: list[tuple[float, str]] = []
-        self.crash_faults: list[float] = []
         self.generations: dict[Handle, int] = {}
         self.pages: set[int] = set()
         self.rotation_changed = False
@@ -248,7 +247,8 @@ class Checker:
             serving = [s for s in serving if s.index != self.scenario.stranger and s.name not in refused]
         if not serving or any(start <= at <= end for at in self.exhausted):
             return
-        if isinstance(outcome, PoisonedCall) and sum(start - 1 <= at <= end for at in self.crash_faults) > 1:
+        deadly = {f.server for f in self.scenario.faults if f.state in (RESETTING, REFUSING, "restart")}
+        if isinstance(outcome, PoisonedCall) and len(deadly) > 1:
             return  # two connections died under it by chance: it looks like a killer
         names = ", ".join(s.name for s in serving)
         self.world.violated("read", f"{op} failed although {names} served throughout: {outcome!r}")

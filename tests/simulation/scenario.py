@@ -141,8 +141,10 @@ def draw(seed: int) -> Scenario:
         clusters[stranger] = 9
     safe = int(roll() * (count if stranger < 0 else count - 1)) if roll() < 0.75 else -1
     tight = roll() < 0.3
-    floor = int(roll() * 4) if tight else 1000
-    options = (roll() < 0.9, floor, 1 if roll() < 0.7 else 2, roll() < 0.4, 0.5 if roll() < 0.3 else 1.0)
+    # Few kinds of settings, as each has to be checked once.
+    floor = (0, 3)[int(roll() * 2)] if tight else 1000
+    permits, interval = (1, 1.0) if roll() < 0.7 else (2, 0.5)
+    options = (roll() < 0.9, floor, permits, roll() < 0.4, interval)
     preferred = int(roll() * len(shape)) if several and roll() < 0.2 else -1
     scenario = Scenario(
         seed,
