@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import random
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from haclient.transport import connector
 
 _numbers = itertools.count(1)
 _forks = 0
+_lite_starts = threading.Lock()
 
 
 def _forked() -> None:
@@ -78,7 +80,15 @@ class _Host:
                     "one client per loop"
                 )
         self._forks = _forks
+        self.core = None
+        return await self._make(loop)
+
+    async def _make(self, loop: asyncio.AbstractEventLoop) -> Core:
         config = await _with_local_servers(self.config)
+        if self.closed:
+            raise ConfigError("this client was closed while it started")
+        if self.core is not None and self.core.loop is loop:
+            return self.core  # another first call was quicker
         rng = random.Random()
         core = self.core = Core(config, connector(config, loop, rng), self.bus, rng, loop, time.monotonic)
         if config.source is not None:
@@ -280,7 +290,8 @@ def _start_lite(path: str) -> str:
         from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"{path}: a .db file needs milvus-lite: pip install 'haclient[demo]'") from error
-    uri = server_manager_instance.start_and_get_uri(path)
+    with _lite_starts:  # two starts of one file at once would find it locked by each other
+        uri = server_manager_instance.start_and_get_uri(path)
     if uri is None:
         raise ConfigError(f"{path}: milvus-lite could not open it; see its log, and check that the folder exists")
     return str(uri)

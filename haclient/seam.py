@@ -129,6 +129,8 @@ class StubChannel:
                 reply = await request(method, request_serializer(message), fields, timeout)
             except errors.CallError as error:
                 raise milvus_error(error) from error
+            except ConfigError:
+                raise
             except errors.ConfigError as error:
                 raise ConfigError(str(error)) from error
             if reply.code:

@@ -232,6 +232,12 @@ def test_there_is_a_twin_for_every_error_a_call_can_end_with():
     assert set(leaves(errors.CallError)) == set(seam._BOTH)
 
 
+async def test_a_configuration_error_is_wrapped_once():
+    with pytest.raises(haclient.ConfigError) as caught:
+        await call(Requests(seam.ConfigError("what to do")))
+    assert caught.value.message == "what to do"
+
+
 async def test_a_configuration_error_is_both_too():
     with pytest.raises(haclient.ConfigError, match="what to do") as caught:
         await call(Requests(errors.ConfigError("what to do")))
