@@ -145,7 +145,7 @@ class Balancer:
         """Rank a node: health first, then the configured priority, then the zone."""
         if node.gate.state == breaker.OPEN:
             health = _BROKEN
-        elif node.ready.get(key) is False:
+        elif node.denied or node.ready.get(key) is False:
             health = _UNREADY
         elif (
             not node.found

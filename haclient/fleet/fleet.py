@@ -259,6 +259,18 @@ class Fleet:
         others = (n for n in self.nodes() if n is not node and not n.drained and n not in tried)
         return any(key in n.catalogue or n.ready.get(key, n.gate.state != breaker.OPEN) for n in others)
 
+    def deny(self, node: Node, denied: bool) -> None:
+        """Note whether an endpoint refuses our credentials: it is up, and of no use to us."""
+        if node.denied is not denied:
+            node.denied = denied
+            self.balancer.changed()
+
+    def welcome_elsewhere(self, call: Call, node: Node) -> bool:
+        """Say whether a read that was refused for its credentials has a cluster left that takes other ones."""
+        mine, tried = node.cluster.authorization, self._tried(call.attempts)
+        others = (n for n in self.nodes() if n not in tried and not n.denied and not n.drained)
+        return call.pin is None and any(n.cluster.authorization != mine for n in others)
+
     def alarm(self, node: Node, key: Key, reason: str) -> None:
         """Take an endpoint out for one collection until a probe finds its data right, and tell the operator why."""
         if len(node.distrusted) < _MOST_READY:

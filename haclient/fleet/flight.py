@@ -25,6 +25,8 @@ Done = Callable[[Attempt], None]
 #: it times out; a shorter time allowed by the caller says nothing about the endpoint.
 _TIMEOUT_S = 1.0
 _TIMEOUT_RATIO = 5.0
+#: gRPC's code for wrong or missing credentials.
+UNAUTHENTICATED = 16
 #: How long reads avoid a cluster that says it is over its quota, seconds.
 _QUOTA_PAUSE_S = 1.0
 
@@ -143,6 +145,10 @@ class Flight:
         ):
             self.attempt.action = Action.FAILOVER_COLLECTION
             self._fleet.mark(node, key, False, verdict.reason)
+        elif self.attempt.reply is not None and self.attempt.reply.code == UNAUTHENTICATED:
+            self._fleet.deny(node, True)
+            if reading and self._fleet.welcome_elsewhere(call, node):
+                self.attempt.action = Action.ROUTE_CHANGE
         elif action is Action.ALARM:
             self._fleet.alarm(node, key, verdict.reason)
         elif action is Action.BACK_OFF:

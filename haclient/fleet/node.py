@@ -120,6 +120,7 @@ class Node:
         "catalogue",
         "cluster",
         "data",
+        "denied",
         "distrusted",
         "drained",
         "flavour",
@@ -161,6 +162,8 @@ class Node:
         #: A probe has found it whole at least once.
         self.found = False
         self.drained = False
+        #: It refuses our credentials.
+        self.denied = False
         #: Why it must not be used whatever its health (declared in a cluster it is not part of), or "".
         self.refused = ""
         self.flights: set[Flight] = set()

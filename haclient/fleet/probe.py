@@ -25,6 +25,7 @@ from haclient.config import Canary
 from haclient.errors import ConnectFailed
 from haclient.fleet import breaker
 from haclient.fleet.fleet import Fleet
+from haclient.fleet.flight import UNAUTHENTICATED
 from haclient.fleet.node import Key, Node
 from haclient.milvus import messages
 from haclient.milvus.messages import Request
@@ -171,6 +172,7 @@ class Look:
     async def _shallow(self) -> None:
         node = self._node
         reply, verdict = await self._ask(messages.connect(database=self._fleet.config.database))
+        self._fleet.deny(node, reply.code == UNAUTHENTICATED)
         if verdict.action is Action.OK:
             server = messages.read_connect(reply.message)
             node.flavour, node.version = server.flavour, server.version or node.version
