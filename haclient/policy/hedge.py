@@ -118,7 +118,9 @@ class Hedging:
 class _Race:
     """The attempts of one try."""
 
-    __slots__ = ("_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_refusal", "_timer", "future")
+    __slots__ = (
+        "_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_refusal", "_timer", "_waiting", "future",
+    )  # fmt: skip
 
     def __init__(self, owner: Hedging, call: Call) -> None:
         self._owner = owner
@@ -128,6 +130,8 @@ class _Race:
         #: The answer of a server that refuses the request itself: better than any other failure.
         self._refusal: Attempt | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: A hedge was wanted and could not be made; told once.
+        self._waiting = False
         self._digest = owner.digest(call)
         self._delay = owner.delay(self._digest)
         self.future: asyncio.Future[Attempt | None] = owner.loop.create_future()
@@ -167,28 +171,34 @@ class _Race:
         if owner.loop.time() >= call.deadline:
             self._expire()
             return
-        for flight in tuple(self._flights):
-            flight.suspect()
+        if not self._waiting:
+            for flight in tuple(self._flights):
+                flight.suspect()
         if self._refusal is not None:
             self.future.set_result(self._refusal)
-        elif self._hedge():
+        elif self._allowed():
+            # Without an endpoint or a budget for it now, it is tried again: endpoints come back.
+            self._waiting = not self._hedge()
             self._delay *= 2.0
             self._arm(owner.loop.time() + self._delay)
         else:
             self._arm(call.deadline)
 
+    def _allowed(self) -> bool:
+        """Say whether the call may be hedged (again) at all."""
+        call, settings = self._call, self._owner.settings
+        # A call under which a connection died may be what kills servers, and two have it already (milvus.md section 0).
+        return settings.enabled and call.hedgeable and self._hedges < settings.max_hedges and not deaths(call)
+
     def _hedge(self) -> bool:
         """Start another attempt if that is allowed, paid for, and there is an endpoint for it."""
         owner, call = self._owner, self._call
-        settings = owner.settings
-        if not (settings.enabled and call.hedgeable and self._hedges < settings.max_hedges):
-            return False
-        if deaths(call):
-            # It may be what kills servers, and two have it already (milvus.md section 0).
+        if not self._allowed():
             return False
         now = owner.loop.time()
         if not owner.budget.withdraw_hedge(now):
-            owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
+            if not self._waiting:
+                owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
             return False
         flight = owner.send(call, True, self._done)
         if flight is None:
