@@ -245,6 +245,9 @@ class Checker:
             # Whoever was met first is the cluster; the others are refused, well or not.
             refused = {node.name for node in self.core.fleet.nodes() if node.refused}
             serving = [s for s in serving if s.index != self.scenario.stranger and s.name not in refused]
+        if outcome is replies.NOT_FOUND:
+            # Said by one, and by the other when it was last looked at: believed until the next look.
+            serving = [s for s in serving if s.good_since <= start - 1.5]
         if not serving or any(start <= at <= end for at in self.exhausted):
             return
         deadly = {f.server for f in self.scenario.faults if f.state in (RESETTING, REFUSING, "restart")}

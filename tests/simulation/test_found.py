@@ -161,3 +161,19 @@ def test_a_second_try_that_reached_nobody_does_not_clear_a_suspect() -> None:
         assert mark in quarantine._suspects
 
     play(2, story)
+
+
+def test_a_call_on_a_frozen_server_is_hedged_once_another_endpoint_is_back() -> None:
+    async def story(core: Core, here: World) -> None:
+        await search(core, here)
+        frozen, away = core.fleet.nodes()
+        away.gate.open("test")
+        here.servers[1].set(world.REFUSING)
+        here.loop.call_later(0.5, here.servers[1].set, world.UP)
+        here.servers[0].set(world.STOPPED)
+        begun = here.loop.time()
+        assert await search(core, here, 10.0) is replies.hit(1, False)
+        assert here.loop.time() - begun < 5.0
+        assert frozen.gate.state == breaker.OPEN
+
+    play(2, story)
