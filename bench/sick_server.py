@@ -110,7 +110,9 @@ async def main() -> None:
     handlers = [Port() for _ in range(args.ports)]
     servers, numbers, resetting = [], [], []
     for handler in handlers:
-        server = grpc.aio.server()
+        # By default gRPC drops calls of a burst that Python is too slow to take over.
+        limits = ("grpc.server.max_pending_requests", "grpc.server.max_pending_requests_hard_limit")
+        server = grpc.aio.server(options=[(limit, 1 << 30) for limit in limits])
         server.add_generic_rpc_handlers((handler,))
         numbers.append(server.add_insecure_port(f"{args.host}:0"))
         await server.start()
