@@ -106,7 +106,11 @@ class Load:
     async def _one(self, number: int) -> str:
         key = KEYS[number % len(KEYS)]
         hits = await self._client.search("docs", data=[self._vectors[key]], **self._options)
-        return "wrong" if self._check and hits[0][0]["id"] != key else "ok"
+        if not self._check:
+            return "ok"
+        if not hits or not hits[0]:
+            return "empty"
+        return "ok" if hits[0][0]["id"] == key else "wrong"
 
     def _write(self, record: Record[str]) -> None:
         outcome = record.answer or type(record.error).__name__

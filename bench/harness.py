@@ -28,7 +28,7 @@ class Sample:
     start: float  # when it should have started
     late: float  # by how much our own timer was late
     latency: float  # from `start` to the answer
-    outcome: str  # "ok", "wrong", or the error's class
+    outcome: str  # "ok", "wrong", "empty", or the error's class
 
 
 def summary(samples: Iterable[Sample]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ async def faults(args: argparse.Namespace, folder: Path) -> None:
             await phases.last("killed", args.seconds)
             await phases.until("restarting", back())
             await phases.last("restarted", args.rest)
-            await asyncio.to_thread(change, "release")
+            await phases.until("unloading", asyncio.to_thread(change, "release"))
             await phases.last("unloaded", args.seconds)
             await phases.until("loading", asyncio.to_thread(change, "load"))
             await phases.last("loaded", args.rest)
@@ -155,11 +155,11 @@ def report(
     sent = {name: len(record) for name, record in records.items()}
     extra = {"haclient": counts["haclient"]["attempts"] - sent["haclient"], "Envoy": envoy_extra, "pymilvus": None}
     spent = {who: sum(cpu[who] for cpu in phases.cpu.values() if who in cpu) for who in phases.cpu["healthy"]}
-    wrong = {name: sum(s.outcome == "wrong" for s in record) for name, record in records.items()}
+    wrong = {name: sum(s.outcome in ("wrong", "empty") for s in record) for name, record in records.items()}
     print()
     print(
         table(
-            ["client", "requests", "extra attempts", "wrong answers", "CPU ms per request"],
+            ["client", "requests", "extra attempts", "wrong or empty answers", "CPU ms per request"],
             [
                 [
                     *(name, sent[name], extra[name], wrong[name]),
