@@ -81,6 +81,16 @@ class Detector:
         reason = f"stalled: no answer to a PING within {self._settings.ping_timeout_s * 1e3:.0f} ms"
         node.last_error = reason
         node.gate.open(reason)
+        node.stalled = True
+        self._send_on(node, reason)
+
+    def rescue(self) -> None:
+        """Send the calls of stalled endpoints on, now that another endpoint is back to take them."""
+        for node in self._nodes():
+            if node.stalled:
+                self._send_on(node, "stalled, and another endpoint is back")
+
+    def _send_on(self, node: Node, reason: str) -> None:
         for flight in [f for f in node.flights if f.call.idempotent and self._elsewhere(f.call)]:
             flight.abort(reason)
 

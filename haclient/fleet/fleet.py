@@ -41,6 +41,9 @@ Connect = Callable[[ClusterConfig, EndpointConfig, bool], Transport]
 
 #: Collections asked for within this time are kept under watch by probes, seconds.
 _IN_USE_S = 600.0
+#: A read that several endpoints sit on for this long may be asked again of one of them, seconds: two proxies can both
+#: wait for the same dead query node, and ask a living one the next time.
+_STUCK_S = 1.0
 #: Readiness entries kept per endpoint.
 _MOST_READY = 1024
 #: Endpoints named in the error of a call that was not sent to them.
@@ -113,7 +116,8 @@ class Fleet:
 
         Args:
             call: What to send; the attempt is appended to it.
-            hedge: Whether this is a hedge: it goes to another endpoint than those under way or not at all.
+            hedge: Whether this is a hedge: it goes to another endpoint than those under way or not at all (but see
+                `_STUCK_S`).
             done: Gets the finished attempt, unless the flight is cancelled first.
 
         Returns:
@@ -125,11 +129,10 @@ class Fleet:
         if picked is None:
             return None
         node, permit = picked
-        unready = node.ready.get((call.database, call.collection)) is False
-        if hedge and (node in tried or permit == breaker.REFUSED or unready):
+        now = self.clock()
+        if hedge and not self._worth_hedging(call, node, permit, tried, now):
             node.gate.record(permit, None)
             return None
-        now = self.clock()
         attempt = Attempt(node.name, node.cluster.name, now, None, None, None, None, "", hedge)
         attempts.append(attempt)
         message = call.message
@@ -140,6 +143,11 @@ class Fleet:
         flight = Flight(self, call, node, permit, attempt, done)
         flight.launch(message, call.deadline - now)
         return flight
+
+    def _worth_hedging(self, call: Call, node: Node, permit: int, tried: tuple[Node, ...], now: float) -> bool:
+        if permit == breaker.REFUSED or node.ready.get((call.database, call.collection)) is False:
+            return False
+        return node not in tried or (len(tried) > 1 and now - call.attempts[-1].started >= _STUCK_S)
 
     def _tried(self, attempts: list[Attempt]) -> tuple[Node, ...]:
         seen = {(a.cluster, a.endpoint) for a in attempts}
@@ -307,6 +315,8 @@ class Fleet:
             if node.ramp_s:
                 self._stop_rising(node)
                 self._rising[node] = self._loop.call_later(node.ramp_s, self._risen, node, now)
+            node.stalled = False
+            self._loop.call_soon(self.detector.rescue)
         elif after == breaker.OPEN:
             node.last_error = reason
             node.wake()
@@ -359,6 +369,9 @@ class Fleet:
     def _merge(self, first: Cluster, second: Cluster) -> None:
         for node in second.nodes:
             node.cluster = first
+        # What belongs to the second by name (iterators under way, timestamps) belongs to the first now.
+        self._homes = {key: first.name if name == second.name else name for key, name in self._homes.items()}
+        self.timestamps.rename(second.name, first.name)
         first.nodes.extend(second.nodes)
         self.clusters.remove(second)
         self.balancer.changed()

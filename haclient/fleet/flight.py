@@ -60,6 +60,7 @@ class Flight:
         now = attempt.ended = fleet.clock()
         if type(outcome) is Reply:
             node.heard_at = now
+            node.stalled = False
             node.pings = 0
             attempt.reply = outcome
             verdict = classify(call.method, outcome, node.flavour)

@@ -144,6 +144,7 @@ class Node:
         "ramp_s",
         "ready",
         "refused",
+        "stalled",
         "version",
         "wake",
     )
@@ -173,6 +174,8 @@ class Node:
         #: Hedges lost in a row, without a win between.
         self.losses = 0
         self.pinging = False
+        #: It was found to answer nothing, not even a PING, and has answered nothing since.
+        self.stalled = False
         #: PINGs sent since the last reply to a call, and when the last one was.
         self.pings = 0
         self.pinged_at = 0.0

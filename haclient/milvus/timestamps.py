@@ -78,6 +78,15 @@ class Timestamps:
         if len(self._owners) > self._limit:
             self._owners.popitem(last=False)
 
+    def rename(self, old: str, new: str) -> None:
+        """Give everything of one cluster to another: they turned out to be one."""
+        for timestamp, cluster in self._owners.items():
+            if cluster == old:
+                self._owners[timestamp] = new
+        for place in [place for place in self._latest if place[0] == old]:
+            moved = (new, *place[1:])
+            self._latest[moved] = max(self._latest.pop(place), self._latest.get(moved, 0))
+
     def owner(self, timestamp: int) -> str | None:
         """Return the cluster that gave a timestamp out; None if unknown, or if two clusters gave out the same."""
         return self._owners.get(timestamp) or None

@@ -44,7 +44,7 @@ class Quarantine:
         self.loop = loop
         self.lock = asyncio.Lock()
         #: Suspects under way; more than one only if an earlier one is slow.
-        self.under_way = 0
+        self.under_way: set[_Alone] = set()
         self._suspects: dict[bytes, float] = {}
         self._convicts: dict[bytes, float] = {}
         self._forget_at = 0.0
@@ -81,11 +81,12 @@ class Quarantine:
         call.hedgeable = False
         async with _Alone(self, call) as alone:
             attempt = await self._try(call)
+            guilty = deaths(call) > before and alone.on_its_server()
         if deaths(call) == before:
             # Only an answer clears it; what reached no server has shown nothing.
             if attempt is not None and attempt.reply is not None:
                 self._suspects.pop(mark, None)
-        elif alone.undisturbed:
+        elif guilty:
             self._convict(call, mark)
         else:
             self._note(call)
@@ -129,9 +130,6 @@ class Quarantine:
 class _Alone:
     """Holds the lock while a suspect is tried, but lets the next one go when that takes long.
 
-    Attributes:
-        undisturbed: No other suspect was on a server at the same time.
-
     Raises:
         DeadlineExceeded: On entering, if the call's time ran out while others were tried.
     """
@@ -141,7 +139,19 @@ class _Alone:
         self._call = call
         self._timer: asyncio.TimerHandle | None = None
         self._held = False
-        self.undisturbed = False
+        self._accompanied = False
+
+    def on_its_server(self) -> bool:
+        """Say whether no other suspect was on the server that has just died under this one."""
+        for other in self._owner.under_way:
+            if other is not self and other._where() == self._where():
+                # The other one has died with this one, and is told so before it asks.
+                self._accompanied = other._accompanied = True
+        return not self._accompanied
+
+    def _where(self) -> tuple[str, str] | None:
+        attempts = self._call.attempts
+        return (attempts[-1].cluster, attempts[-1].endpoint) if attempts else None
 
     async def __aenter__(self) -> _Alone:
         owner, call = self._owner, self._call
@@ -155,8 +165,7 @@ class _Alone:
                 call.attempts,
             ) from None
         self._held = True
-        self.undisturbed = owner.under_way == 0
-        owner.under_way += 1
+        owner.under_way.add(self)
         self._timer = owner.loop.call_later(_ALONE_S, self._let_go)
         return self
 
@@ -165,10 +174,10 @@ class _Alone:
     ) -> None:
         assert self._timer is not None
         self._timer.cancel()
-        self._owner.under_way -= 1
+        self._owner.under_way.discard(self)
         if self._held:
             self._owner.lock.release()
 
     def _let_go(self) -> None:
-        self._held = self.undisturbed = False
+        self._held = False
         self._owner.lock.release()

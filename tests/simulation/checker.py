@@ -127,6 +127,7 @@ class Checker:
             elif (
                 not other.drained
                 and not other.refused
+                and not other.denied
                 and other.gate.state == breaker.CLOSED
                 and other.ready.get(KEY) is not False
                 and other.name not in op.seen

@@ -130,7 +130,7 @@ class _Run:
                 self.harm(fault)
         core = Core(scenario.configs[0], self.world.connect, self.bus, random.Random(scenario.seed + 2), loop)
         self.core = self.checker.core = core
-        self.world.disturbed = lambda: core._quarantine.under_way > 1
+        self.world.disturbed = lambda: len(core._quarantine.under_way) > 1
         try:
             if scenario.start_first:
                 await self.start()

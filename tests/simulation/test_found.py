@@ -17,6 +17,7 @@ from haclient.fleet import breaker
 from tests.simulation import replies, scenario, world
 from tests.simulation.checker import KEY
 from tests.simulation.replies import DESCRIBE, SEARCH
+from tests.simulation.run import run_seed
 from tests.simulation.world import Operation, Server, World
 from tests.virtual_time import VirtualTimeLoop, run
 
@@ -177,3 +178,15 @@ def test_a_call_on_a_frozen_server_is_hedged_once_another_endpoint_is_back() -> 
         assert frozen.gate.state == breaker.OPEN
 
     play(2, story)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        23434,  # an iterator page moved when its cluster was recognised as another
+        66572,  # a read stayed on a frozen server although another one had come back
+        62918,  # a request killed a third server, because a suspect elsewhere spoke for it
+    ],
+)
+def test_histories_that_went_wrong_once(seed: int) -> None:
+    assert not run_seed(seed).violations

@@ -379,3 +379,48 @@ def test_hedging_while_all_are_slow_leaves_enough_to_survive_a_crash():
                 assert reply.code == 0
 
     run(scenario())
+
+
+def test_a_call_stuck_on_a_frozen_endpoint_goes_on_as_soon_as_another_is_back():
+    async def scenario():
+        world, core, (first, second) = fleet(2)
+        async with world:
+            await core.start()
+            second.gate.open("refused")
+            frozen = world.by_address["s0:19530"]
+            frozen.state = "hang"
+            task = asyncio.ensure_future(core._stack(core._call(QUERY, query(), (), 30.0)))
+            await until(lambda: first.gate.state == OPEN)
+            assert not task.done(), "there was nowhere to go"
+            await until(second.gate.try_half_open)
+            for _ in range(3):
+                second.gate.record(second.gate.try_acquire(), True)
+            assert second.gate.state == CLOSED
+            began = world.loop.time()
+            assert (await task).code == 0
+            assert world.loop.time() - began < 0.1, "it did not wait for its deadline"
+            assert frozen.cancelled == 1
+
+    run(scenario())
+
+
+def test_a_read_that_all_endpoints_sit_on_is_asked_again_after_a_second():
+    """Two proxies can both wait for the same dead query node; asked again, one finds a living one."""
+
+    async def scenario():
+        world, core, nodes = fleet(2)
+        async with world:
+            await core.start()
+            for server in world.by_address.values():
+                server.delay_s = 60.0
+            began = world.loop.time()
+            task = asyncio.ensure_future(ask(core, timeout_s=20))
+            await until(lambda: sum(len(s.calls()) for s in world.by_address.values()) == 2)
+            for server in world.by_address.values():
+                server.delay_s = 0.005
+            assert (await task).code == 0
+            took = world.loop.time() - began
+            assert 1.0 <= took < 3.0
+            assert all(node.gate.state == CLOSED for node in nodes), "their connections are alive"
+
+    run(scenario())

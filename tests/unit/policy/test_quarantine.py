@@ -193,7 +193,7 @@ def test_a_slow_suspect_holds_the_others_up_for_half_a_second_only():
         assert fleet.loop.time() - began == pytest.approx(0.511, abs=0.01)
         await first
         assert not quarantine.lock.locked()
-        assert quarantine.under_way == 0
+        assert not quarantine.under_way
 
     run(scenario())
 
@@ -211,7 +211,7 @@ def test_cancelling_a_suspect_lets_the_next_one_go(after_s):
         await asyncio.gather(first, return_exceptions=True)
         assert (await second).action is OK
         assert not quarantine.lock.locked()
-        assert quarantine.under_way == 0
+        assert not quarantine.under_way
         assert not fleet.under_way
 
     run(scenario())
@@ -274,5 +274,27 @@ def test_marks_are_bounded_and_forgotten(monkeypatch):
 
     async def _fine(_):
         return None
+
+    run(scenario())
+
+
+def test_suspects_on_different_servers_convict_themselves():
+    """Each is the only suspect on its server, however long the other one takes."""
+
+    async def scenario():
+        fleet, quarantine = make(DIED, DIED, (0.9, "died"), (0.4, "died"))
+        slow, quick = call("slow killer"), call("quick killer")
+        await asyncio.gather(quarantine(slow), quarantine(quick))
+        places = iter(("a", "b"))
+        send = fleet.send
+
+        def elsewhere(one, hedge, done):
+            flight = send(one, hedge, done)
+            flight.attempt.endpoint = next(places)
+            return flight
+
+        quarantine._try.send = elsewhere
+        results = await asyncio.gather(quarantine(slow), quarantine(quick), return_exceptions=True)
+        assert all(isinstance(r, PoisonedCall) for r in results)
 
     run(scenario())
