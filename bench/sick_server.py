@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import socket
@@ -122,6 +123,8 @@ async def main() -> None:
         resetter = await loop.create_server(lambda h=handler: Resetter(h.counts), args.host, 0)
         resetting.append(resetter.sockets[0].getsockname()[1])
     orders = await commands()
+    gc.collect()
+    gc.freeze()  # a full collection would stop all ports at once
     say({"ports": numbers, "resetting": resetting})
     while line := await orders.readline():
         order = json.loads(line)
