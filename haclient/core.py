@@ -23,8 +23,9 @@ from haclient.call import Action, Attempt, Call, Handler, Kind, Metadata, Method
 from haclient.config import Config, Timeouts
 from haclient.errors import CallError, ConfigError, DeadlineExceeded, Unavailable, WriteRefused
 from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
-from haclient.fleet.fleet import Connect, Fleet, routes_as_write
+from haclient.fleet.fleet import Fleet, routes_as_write
 from haclient.fleet.keeper import Keeper
+from haclient.fleet.membership import Connect
 from haclient.fleet.model import FleetView
 from haclient.milvus.requests import inspect
 from haclient.policy.budget import Budget

@@ -7,7 +7,7 @@ import random
 
 from haclient.call import Transport
 from haclient.config import ClusterConfig, Config, EndpointConfig
-from haclient.fleet.fleet import Connect
+from haclient.fleet.membership import Connect
 from haclient.wire.channel import Channel, ChannelOptions
 from haclient.wire.dial import Target
 from haclient.wire.limits import Limits

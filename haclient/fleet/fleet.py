@@ -1,4 +1,4 @@
-"""The fleet: every cluster and endpoint, and the one step that turns a call into an attempt.
+"""The fleet: the one step that turns a call into an attempt, and what is learnt from it.
 
 Decision made here: `Fleet.send` is synchronous. Picking, taking the permit, rewriting for the cluster and
 handing the bytes to the transport is one step without an await, so no other call can come between.
@@ -12,32 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import final
 
-from haclient.call import Attempt, Call, Kind, Reply, Transport
-from haclient.config import ClusterConfig, Config, EndpointConfig
+from haclient.call import Attempt, Call, Kind, Reply
+from haclient.config import Config, EndpointConfig
 from haclient.errors import ConfigError
 from haclient.events import (
     AttemptFinished,
-    ClusterRecognised,
     ConfigRejected,
     DataAlarm,
     EndpointChanged,
     EventBus,
-    FleetReconfigured,
     ReadinessChanged,
 )
-from haclient.fleet import breaker, identity
+from haclient.fleet import breaker
 from haclient.fleet.balancer import Balancer
-from haclient.fleet.breaker import Gate
 from haclient.fleet.detector import Detector
 from haclient.fleet.flight import Done, Flight
+from haclient.fleet.membership import Connect, Membership
 from haclient.fleet.model import FleetView, State
 from haclient.fleet.node import Cluster, Key, Node
 from haclient.milvus import messages
 from haclient.milvus.requests import KeyField, inspect
 from haclient.milvus.timestamps import Timestamps
-
-#: Makes the transport to one endpoint; ``probe`` asks for the one that carries probes.
-Connect = Callable[[ClusterConfig, EndpointConfig, bool], Transport]
 
 #: Collections asked for within this time are kept under watch by probes, seconds.
 _IN_USE_S = 600.0
@@ -75,30 +70,28 @@ class Fleet:
         self.config = config
         self.clock = clock or loop.time
         self.timestamps = Timestamps()
-        self.clusters: list[Cluster] = []
-        self.on_added: Callable[[Node], None] = _ignore
-        self.on_removed: Callable[[Node], None] = _ignore
         #: Primary keys of collections, as described; they decide whether a write may be repeated.
         self.keys: dict[Key, KeyField] = {}
         self._homes: dict[Key, str] = {}
-        self._connect = connect
         self._bus = bus
         self._rng = rng
-        #: Endpoints no longer configured, which finish their calls, and the tasks that wait for it.
-        self._closing: dict[asyncio.Task[None], Node] = {}
         #: Timers of slow starts.
         self._rising: dict[Node, asyncio.TimerHandle] = {}
         self._loop = loop
         self.balancer = Balancer(self.nodes, config.zone, self.clock, rng)
         self.detector = Detector(self.nodes, self.untried, config.health, loop)
-        for cluster in config.clusters:
-            self._add_cluster(cluster)
+        self._members = Membership(config, connect, self._gate_changed, bus, loop, self.clock)
 
     # What is in it.
 
+    @property
+    def clusters(self) -> list[Cluster]:
+        """Every cluster, in the order configured."""
+        return self._members.clusters
+
     def nodes(self) -> Iterator[Node]:
         """Every endpoint, in the order configured."""
-        return (node for cluster in self.clusters for node in cluster.nodes)
+        return self._members.nodes()
 
     def view(self) -> FleetView:
         """Freeze it for someone to look at."""
@@ -355,116 +348,41 @@ class Fleet:
         Raises:
             ConfigError: Endpoints declared as one cluster hold different collections.
         """
-        for cluster in self.clusters:
-            for node, other in identity.strangers(cluster):
-                node.refused = (
-                    f"declared in cluster {cluster.name!r} beside {other.name}, but it holds other collections "
-                    "(same names, different ids): it belongs to another cluster; give it a [[cluster]] of its own"
-                )
-                self.balancer.changed()
-                raise ConfigError(f"endpoint {node.name}: {node.refused}")
-        while (pair := identity.same(self.clusters)) is not None:
-            self._merge(*pair)
-
-    def _merge(self, first: Cluster, second: Cluster) -> None:
-        for node in second.nodes:
-            node.cluster = first
-        # What belongs to the second by name (iterators under way, timestamps) belongs to the first now.
-        self._homes = {key: first.name if name == second.name else name for key, name in self._homes.items()}
-        self.timestamps.rename(second.name, first.name)
-        first.nodes.extend(second.nodes)
-        self.clusters.remove(second)
-        self.balancer.changed()
-        self._bus.emit(ClusterRecognised(at=self.clock(), clusters=(first.name, second.name)))
+        try:
+            for first, second in self._members.recognise():
+                # What belongs to the second by name (iterators under way, timestamps) belongs to the first now.
+                self._homes = {key: first if name == second else name for key, name in self._homes.items()}
+                self.timestamps.rename(second, first)
+        finally:
+            self.balancer.changed()
 
     def reconfigure(self, config: Config) -> None:
         """Go over to another configuration: what is the same stays connected, what is gone finishes its calls."""
-        old = {(node.cluster.config, node.address): node for node in self.nodes()}
-        kept: set[Node] = set()
-        added: list[str] = []
         self.config = config
-        self.clusters = []
-        for wanted in config.clusters:
-            cluster = Cluster(wanted)
-            self.clusters.append(cluster)
-            for endpoint in wanted.endpoints:
-                node = next((n for (c, a), n in old.items() if a == endpoint.address and _alike(c, wanted)), None)
-                if node is None or node in kept:
-                    node = self._add_node(cluster, endpoint)
-                    added.append(node.name)
-                else:
-                    node.cluster, node.name, node.gate.settings = cluster, endpoint.name, config.breaker
-                    cluster.nodes.append(node)
-                    kept.add(node)
-        removed = [node for node in old.values() if node not in kept]
-        for node in removed:
-            self._retire(node)
+        self._members.replace(config)
         # The balancer knows which collections are in use, and must go on knowing.
         self.balancer.zone = config.zone
-        self.balancer.changed()
         self.detector = Detector(self.nodes, self.untried, config.health, self._loop)
-        names = tuple(node.name for node in removed)
-        self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=len(kept)))
         try:
             self.recognise()
         except ConfigError as error:
             self._bus.emit(ConfigRejected(at=self.clock(), reason=str(error)))
 
+    def watch(self, added: Callable[[Node], None], removed: Callable[[Node], None]) -> None:
+        """Hear of every endpoint that comes and goes from now on."""
+        self._members.added, self._members.removed = added, removed
+
     def set_endpoints(self, cluster: Cluster, endpoints: list[EndpointConfig]) -> None:
         """Replace a cluster's endpoints by those discovery has found."""
-        wanted = {endpoint.address: endpoint for endpoint in endpoints}
-        have = {node.address: node for node in cluster.nodes}
-        if wanted.keys() == have.keys():
-            return
-        added = [self._add_node(cluster, wanted[address]).name for address in wanted.keys() - have.keys()]
-        removed = [have[address] for address in have.keys() - wanted.keys()]
-        for node in removed:
-            cluster.nodes.remove(node)
-            self._retire(node)
-        self.balancer.changed()
-        names, kept = tuple(node.name for node in removed), len(have) - len(removed)
-        self._bus.emit(FleetReconfigured(at=self.clock(), added=tuple(added), removed=names, kept=kept))
-
-    def _add_cluster(self, config: ClusterConfig) -> None:
-        cluster = Cluster(config)
-        self.clusters.append(cluster)
-        for endpoint in config.endpoints:
-            self._add_node(cluster, endpoint)
-
-    def _add_node(self, cluster: Cluster, endpoint: EndpointConfig) -> Node:
-        gate = Gate(endpoint.name, self.config.breaker, self.clock, lambda b, a, r: self._gate_changed(node, b, a, r))
-        data = self._connect(cluster.config, endpoint, False)
-        probe = self._connect(cluster.config, endpoint, True)
-        node = Node(endpoint.name, endpoint.address, cluster, data, probe, gate)
-        cluster.nodes.append(node)
-        self.on_added(node)
-        return node
-
-    def _retire(self, node: Node) -> None:
-        node.drained = True
-        self._stop_rising(node)
-        self.on_removed(node)
-        task = self._loop.create_task(self._close(node))
-        self._closing[task] = node
-        task.add_done_callback(lambda done: self._closing.pop(done, None))
-
-    async def _close(self, node: Node) -> None:
-        limit = self.clock() + self.config.timeouts.read_s
-        while node.flights and self.clock() < limit:  # noqa: ASYNC110 - rare, and free for the hot path
-            await asyncio.sleep(0.05)
-        await node.data.aclose()
-        await node.probe.aclose()
+        if self._members.set_endpoints(cluster, endpoints):
+            self.balancer.changed()
 
     async def aclose(self) -> None:
         """Close every transport; calls under way fail."""
-        closing = dict(self._closing)
-        for task in closing:
-            task.cancel()
-        await asyncio.gather(*closing, return_exceptions=True)
-        for node in [*self.nodes(), *closing.values()]:
-            self._stop_rising(node)
-            await node.data.aclose()
-            await node.probe.aclose()
+        for timer in self._rising.values():
+            timer.cancel()
+        self._rising.clear()
+        await self._members.aclose()
 
     def single_cluster(self) -> bool:
         """Whether writes have one place to go."""
@@ -474,13 +392,3 @@ class Fleet:
 def routes_as_write(kind: Kind) -> bool:
     """Say whether a call of this kind changes something that other clusters would not hear of."""
     return kind in (Kind.WRITE, Kind.DDL, Kind.ADMIN, Kind.ACCESS)
-
-
-def _alike(old: ClusterConfig, new: ClusterConfig) -> bool:
-    """Whether connections made for one serve the other: the same credentials and TLS."""
-    same = {"name", "endpoints", "zone", "priority", "weight", "healthz_url", "discovery"}
-    return old.model_copy(update={k: getattr(new, k) for k in same}) == new
-
-
-def _ignore(node: Node) -> None:
-    """Nobody watches nodes come and go yet."""

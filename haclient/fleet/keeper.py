@@ -63,7 +63,7 @@ class Keeper:
         fleet = self._fleet
         # A start that was refused may be tried again: what runs already is kept.
         self._http = self._http or HTTPClient()
-        fleet.on_added, fleet.on_removed = self._watch, self._unwatch
+        fleet.watch(self._watch, self._unwatch)
         await self._discover()
         if self not in self._tasks:
             self._run(self, self._keep_discovering())
