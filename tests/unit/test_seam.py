@@ -53,6 +53,7 @@ def decorated():
     ]
 
 
+@pytest.mark.skipif(PYMILVUS < (2, 6), reason="2.5 retries the making of the coroutine, which never fails")
 def test_there_is_something_to_undecorate():
     names = decorated()
     assert len(names) > 50
@@ -102,19 +103,19 @@ async def test_the_retry_on_a_stale_schema_remains():
 
 
 async def test_the_timeout_reaches_the_call():
-    requests = Requests(Reply(milvus_pb2.BoolResponse(value=True).SerializeToString()))
+    requests = Requests(OK)
     handler = make_handler(requests, "a", "")
-    assert await handler.has_collection("docs", timeout=3.5) in (True, False)
+    await handler.drop_collection("docs", timeout=3.5)
     assert requests.seen[0][3] == 3.5
-    await handler.has_collection("docs")
+    await handler.drop_collection("docs")
     assert requests.seen[-1][3] is None
 
 
 async def test_the_handler_never_introduces_itself():
-    requests = Requests(Reply(milvus_pb2.BoolResponse(value=True).SerializeToString()))
+    requests = Requests(OK)
     handler = make_handler(requests, "a", "")
     await handler.ensure_channel_ready()
-    await handler.has_collection("docs")
+    await handler.drop_collection("docs")
     assert "Connect" not in [m.name for m, *_ in requests.seen]
 
 
