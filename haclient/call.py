@@ -163,6 +163,7 @@ class Attempt:
         hedge: It was started as a hedge.
         code: Milvus' error code in the reply, or the gRPC code if that was not OK; 0 if neither.
         rejected: The server certainly did not carry the request out, so even a write may be sent again.
+        life: Grows whenever the endpoint refuses connections: an endpoint whose process has died is another one then.
     """
 
     endpoint: str
@@ -176,6 +177,7 @@ class Attempt:
     hedge: bool = False
     code: int = 0
     rejected: bool = False
+    life: int = 0
 
     @property
     def sent(self) -> bool:

@@ -126,7 +126,7 @@ class Fleet:
         if hedge and not self._worth_hedging(call, node, permit, tried, now):
             node.gate.record(permit, None)
             return None
-        attempt = Attempt(node.name, node.cluster.name, now, None, None, None, None, "", hedge)
+        attempt = Attempt(node.name, node.cluster.name, now, hedge=hedge, life=node.life)
         attempts.append(attempt)
         message = call.message
         if call.guarantee_timestamp and len(self.clusters) > 1:

@@ -165,6 +165,7 @@ class Flight:
             # Nobody listens: certain knowledge, and a probe finds out at no risk when it is over.
             node.gate.record(self._permit, None)
             node.gate.open(self.attempt.reason)
+            node.life += 1
         elif isinstance(error, AttemptTimeout):
             waited = now - self.attempt.started
             slow = waited >= _TIMEOUT_S and waited >= _TIMEOUT_RATIO * node.latency.value

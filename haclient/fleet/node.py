@@ -131,6 +131,7 @@ class Node:
         "joined_at",
         "last_error",
         "latency",
+        "life",
         "losses",
         "met_at",
         "name",
@@ -171,6 +172,8 @@ class Node:
         self.latency = PeakEwma()
         self.probe_latency = PeakEwma()
         self.probe_failures = 0
+        #: See `haclient.call.Attempt.life`.
+        self.life = 0
         #: Hedges lost in a row, without a win between.
         self.losses = 0
         self.pinging = False

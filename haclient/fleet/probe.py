@@ -131,6 +131,7 @@ class Look:
         node, gate = self._node, self._node.gate
         node.probe_failures += 1
         node.last_error = reason
+        node.life += certain
         if gate.state == breaker.HALF_OPEN:
             gate.record(gate.try_acquire(), False)
         elif certain or not node.found or node.probe_failures >= self._fleet.config.health.down_after:

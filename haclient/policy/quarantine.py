@@ -19,7 +19,7 @@ from haclient.call import Action, Attempt, Call
 from haclient.errors import DeadlineExceeded, PoisonedCall
 from haclient.events import CallQuarantined, EventBus
 from haclient.milvus.requests import fingerprint
-from haclient.policy.retry import MOST_DEATHS, Try, deaths
+from haclient.policy.retry import MOST_DEATHS, Try, deaths, died
 
 #: A suspect holds the others up no longer than this, seconds; what is slow is not what kills.
 _ALONE_S = 0.5
@@ -45,7 +45,7 @@ class Quarantine:
         self.lock = asyncio.Lock()
         #: Suspects under way; more than one only if an earlier one is slow.
         self.under_way: set[_Alone] = set()
-        self._suspects: dict[bytes, float] = {}
+        self._suspects: dict[bytes, _Suspicion] = {}
         self._convicts: dict[bytes, float] = {}
         self._forget_at = 0.0
 
@@ -86,19 +86,24 @@ class Quarantine:
             # Only an answer clears it; what reached no server has shown nothing.
             if attempt is not None and attempt.reply is not None:
                 self._suspects.pop(mark, None)
-        elif guilty:
-            self._convict(call, mark)
-        else:
-            self._note(call)
+            return attempt
+        self._note(call)
+        if guilty and self._suspects[mark].enough():
+            self._convict(call, mark, len(self._suspects.pop(mark).died))
         return attempt
 
     def _note(self, call: Call) -> None:
-        """Remember a call whose connection died, so that it goes alone if it comes again."""
-        if deaths(call) and len(self._suspects) < _MOST_MARKS:
-            self._suspects[fingerprint(call.method, call.message)] = self.loop.time() + self.for_s
+        """Remember where a call's connections died, so that it goes alone if it comes again."""
+        if not deaths(call):
+            return
+        mark = fingerprint(call.method, call.message)
+        if mark not in self._suspects and len(self._suspects) >= _MOST_MARKS:
+            del self._suspects[next(iter(self._suspects))]
+        suspicion = self._suspects.setdefault(mark, _Suspicion())
+        suspicion.until = self.loop.time() + self.for_s
+        suspicion.died |= {(a.cluster, a.endpoint, a.life, a.started) for a in call.attempts if died(a)}
 
-    def _convict(self, call: Call, mark: bytes) -> None:
-        self._suspects.pop(mark, None)
+    def _convict(self, call: Call, mark: bytes, count: int) -> None:
         if len(self._convicts) < _MOST_MARKS:
             self._convicts[mark] = self.loop.time() + self.for_s
         self._bus.emit(
@@ -111,9 +116,9 @@ class Quarantine:
             )
         )
         raise PoisonedCall(
-            f"{call.method.name} {call.collection}: the connections of {MOST_DEATHS} servers died while they worked on "
-            f"this request, so it is not tried again and is refused for {self.for_s:g} s. It may have crashed "
-            "them: check their logs, and change the request.",
+            f"{call.method.name} {call.collection}: {count} connections died while servers worked on this request, so "
+            f"it is not tried again and is refused for {self.for_s:g} s. It may have crashed the servers: check "
+            "their logs, and change the request.",
             call.attempts,
         )
 
@@ -121,9 +126,27 @@ class Quarantine:
         if now < self._forget_at:
             return
         self._forget_at = now + 1.0
-        for marks in (self._suspects, self._convicts):
-            for mark in [m for m, until in marks.items() if until <= now]:
-                del marks[mark]
+        self._suspects = {mark: one for mark, one in self._suspects.items() if one.until > now}
+        self._convicts = {mark: until for mark, until in self._convicts.items() if until > now}
+
+
+@final
+class _Suspicion:
+    """Where and when connections died under one request."""
+
+    __slots__ = ("died", "until")
+
+    def __init__(self) -> None:
+        #: (cluster, endpoint, the endpoint's life, loop time at which the attempt was sent)
+        self.died: set[tuple[str, str, int, float]] = set()
+        self.until = 0.0
+
+    def enough(self) -> bool:
+        """Say whether it is the request that kills: two processes, or one again and again.
+
+        A server that resets its connections and lives on is rather in trouble itself, or behind something that is.
+        """
+        return len({death[:3] for death in self.died}) > 1 or len(self.died) > MOST_DEATHS
 
 
 @final

@@ -29,7 +29,12 @@ MOST_DEATHS = 2
 
 def deaths(call: Call) -> int:
     """Count the attempts whose connection died after bytes were sent."""
-    return sum(1 for a in call.attempts if isinstance(a.error, ConnectionLost) and a.error.sent)
+    return sum(died(attempt) for attempt in call.attempts)
+
+
+def died(attempt: Attempt) -> bool:
+    """Say whether an attempt's connection died after bytes were sent."""
+    return isinstance(attempt.error, ConnectionLost) and attempt.error.sent
 
 
 @final

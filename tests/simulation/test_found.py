@@ -14,6 +14,7 @@ from haclient.core import Core
 from haclient.errors import DeadlineExceeded
 from haclient.events import EventBus
 from haclient.fleet import breaker
+from haclient.policy.quarantine import _Suspicion
 from tests.simulation import replies, scenario, world
 from tests.simulation.checker import KEY
 from tests.simulation.replies import DESCRIBE, SEARCH
@@ -152,7 +153,8 @@ def test_a_second_try_that_reached_nobody_does_not_clear_a_suspect() -> None:
         from haclient.milvus.requests import fingerprint
 
         mark = fingerprint(call.method, call.message)
-        quarantine._suspects[mark] = 1e9
+        suspicion = quarantine._suspects[mark] = _Suspicion()
+        suspicion.until = 1e9
         here.operations.extend(Operation(i, SEARCH, b"", 1.0) for i in range(1, 6))
         for server in here.servers:
             server.set(world.REFUSING)

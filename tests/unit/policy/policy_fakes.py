@@ -19,8 +19,8 @@ class FakeFlight:
         self.fleet, self.done = fleet, done
         self.ending = ""
         delay_s, self.what = plan
-        name = f"e{len(call.attempts)}"
-        self.attempt = Attempt(name, f"c{len(call.attempts)}", fleet.loop.time(), hedge=hedge)
+        number = len(fleet.flights)
+        self.attempt = Attempt(f"e{number}", f"c{number}", fleet.loop.time(), hedge=hedge)
         call.attempts.append(self.attempt)
         self.timer = fleet.loop.call_later(delay_s, self.land) if self.what != "hang" else None
 

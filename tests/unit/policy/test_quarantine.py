@@ -32,6 +32,19 @@ def call(name="killer", deadline=1e9):
     return made
 
 
+def place_at(quarantine, fleet, *endpoints):
+    """Let the next attempts go to these endpoints."""
+    left, send = list(endpoints), fleet.send
+
+    def elsewhere(one, hedge, done):
+        flight = send(one, hedge, done)
+        if left:
+            flight.attempt.cluster = flight.attempt.endpoint = left.pop(0)
+        return flight
+
+    quarantine._try.send = elsewhere
+
+
 async def convict(quarantine, name="killer"):
     one = call(name)
     await quarantine(one)
@@ -45,7 +58,7 @@ def test_the_second_death_convicts_and_a_third_server_never_sees_it():
         fleet, quarantine = make(DIED, DIED)
         error = await convict(quarantine)
         assert len(error.attempts) == 2
-        assert "connections of 2 servers died" in str(error)
+        assert "2 connections died while servers worked on this request" in str(error)
         (event,) = fleet.of("CallQuarantined")
         assert (event.method, event.for_s) == ("Search", 60.0)
         with pytest.raises(PoisonedCall, match="has crashed servers, so it is refused for another 60 s"):
@@ -171,9 +184,10 @@ def test_one_that_shared_a_server_with_a_slow_suspect_is_not_convicted():
     """The slow one was let out of the queue and kills late, while the next one is on the same server."""
 
     async def scenario():
-        _fleet, quarantine = make(DIED, DIED, (0.9, "died"), (0.4, "died"))
+        fleet, quarantine = make(DIED, DIED, (0.9, "died"), (0.4, "died"))
         slow, innocent = call("slow killer"), call("innocent")
         await asyncio.gather(quarantine(slow), quarantine(innocent))
+        place_at(quarantine, fleet, "same", "same")
         results = await asyncio.gather(quarantine(slow), quarantine(innocent), return_exceptions=True)
         assert not any(isinstance(r, PoisonedCall) for r in results)
         assert len(quarantine._suspects) == 2
@@ -285,16 +299,34 @@ def test_suspects_on_different_servers_convict_themselves():
         fleet, quarantine = make(DIED, DIED, (0.9, "died"), (0.4, "died"))
         slow, quick = call("slow killer"), call("quick killer")
         await asyncio.gather(quarantine(slow), quarantine(quick))
-        places = iter(("a", "b"))
-        send = fleet.send
-
-        def elsewhere(one, hedge, done):
-            flight = send(one, hedge, done)
-            flight.attempt.endpoint = next(places)
-            return flight
-
-        quarantine._try.send = elsewhere
+        place_at(quarantine, fleet, "a", "b")
         results = await asyncio.gather(quarantine(slow), quarantine(quick), return_exceptions=True)
         assert all(isinstance(r, PoisonedCall) for r in results)
+
+    run(scenario())
+
+
+def test_one_server_that_resets_its_connections_convicts_nobody_at_once():
+    """Two calls with the same bytes (a popular question) were on a server that reset them, and again at the retry."""
+
+    async def scenario():
+        fleet, quarantine = make(DIED, DIED, DIED, DIED)
+        place_at(quarantine, fleet, *["sick"] * 4)
+        one, two = call("popular"), call("popular")
+        await asyncio.gather(quarantine(one), quarantine(two))
+        assert (await quarantine(call("another"))).error is not None
+        assert not fleet.of("CallQuarantined")
+
+    run(scenario())
+
+
+def test_one_server_that_dies_every_time_convicts_in_the_end():
+    async def scenario():
+        fleet, quarantine = make(DIED, DIED, DIED)
+        place_at(quarantine, fleet, *["only"] * 3)
+        await quarantine(call())
+        await quarantine(call())
+        with pytest.raises(PoisonedCall, match="3 connections died"):
+            await quarantine(call())
 
     run(scenario())
