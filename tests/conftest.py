@@ -46,9 +46,13 @@ def missing_for(mark: str) -> str:
     return ""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in ("live", "cluster"):
+            if item.get_closest_marker(mark):
+                # One worker has the servers; the others need none.
+                item.add_marker(pytest.mark.xdist_group(mark))
             if item.get_closest_marker(mark) and (reason := missing_for(mark)):
                 item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -1,6 +1,6 @@
 """Requests that kill servers.
 
-A single request can crash a Milvus process (milvus.md section 0), and failing over would hand it to the next
+A single request can crash a Milvus process (docs/milvus.md section 0), and failing over would hand it to the next
 one until none is left. Decision made here: a request whose connection died after bytes were sent is a
 suspect. A suspect is tried once more at most, unhedged and alone among suspects, so that if that connection dies too
 it is this request that is convicted and not one that happened to be on the same server. A convict is refused

@@ -23,7 +23,7 @@ from haclient.policy.outcome import conclude, exhausted, nowhere
 
 Try = Callable[[Call], Awaitable[Attempt | None]]
 
-#: A request whose connection died twice is not sent a third time (milvus.md section 0: it may be the killer).
+#: A request whose connection died twice is not sent a third time (docs/milvus.md section 0: it may be the killer).
 MOST_DEATHS = 2
 
 

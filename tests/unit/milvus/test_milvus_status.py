@@ -82,7 +82,7 @@ def spread(action, *codes):
     return [(code, action) for one in codes for code in (one if isinstance(one, range) else [one])]
 
 
-# milvus.md's table, written again so that a slip in the code does not go unseen.
+# docs/milvus.md's table, written again so that a slip in the code does not go unseen.
 ROWS = (
     spread(Action.FAILOVER, 1, 2, 10000, 10001, 401, 500, 501, 502, 503, 504, 505, 506, 507, 600, 601, 602, 603, 605)
     + spread(Action.FAILOVER, 901, 902, 903, 904, 905, 906, 1001, 1002, 1003, 1300, 1301, 1302, 2038, 2200)
