@@ -187,7 +187,8 @@ class _Race:
     def _allowed(self) -> bool:
         """Say whether the call may be hedged (again) at all."""
         call, settings = self._call, self._owner.settings
-        # A call under which a connection died may be what kills servers, and two have it already (docs/milvus.md section 0).
+        # A call under which a connection died may be what kills servers, and two have it already
+        # (docs/milvus.md section 0).
         return settings.enabled and call.hedgeable and self._hedges < settings.max_hedges and not deaths(call)
 
     def _hedge(self) -> bool:
