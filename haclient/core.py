@@ -74,7 +74,7 @@ class Core:
         self._starting: asyncio.Future[None] | None = None
         self._started = False
         self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
-        self._hedging = Hedging(self.fleet.send, config.hedge, self._budget, loop, bus)
+        self._hedging = Hedging(self.fleet.send, config.hedge, self._budget, loop, bus, self.fleet.contradicted)
         self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
         self._stack = self._assemble(config)

@@ -260,6 +260,15 @@ class Fleet:
         others = (n for n in self.nodes() if n is not node and not n.drained and n not in tried)
         return any(key in n.catalogue or n.ready.get(key, n.gate.state != breaker.OPEN) for n in others)
 
+    def contradicted(self, call: Call, attempt: Attempt) -> None:
+        """Take an endpoint out for a collection in which it finds nothing where another endpoint finds something."""
+        for node in self._tried([attempt]):
+            self.mark(node, (call.database, call.collection), False, attempt.reason)
+
+    def emptied(self, node: Node, key: Key) -> bool:
+        """Say whether a collection has no row on this endpoint although a probe of another one has read one."""
+        return any(n is not node and not n.drained and n.rows.get(key) for n in self.nodes())
+
     def deny(self, node: Node, denied: bool) -> None:
         """Note whether an endpoint refuses our credentials: it is up, and of no use to us."""
         if node.denied is not denied:

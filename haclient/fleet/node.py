@@ -145,6 +145,7 @@ class Node:
         "ramp_s",
         "ready",
         "refused",
+        "rows",
         "stalled",
         "version",
         "wake",
@@ -187,6 +188,8 @@ class Node:
         self.ready: dict[Key, bool] = {}
         #: Those whose data was found wrong: that it answers proves nothing.
         self.distrusted: set[Key] = set()
+        #: Whether the last probe of a collection found a row.
+        self.rows: dict[Key, bool] = {}
         #: Start of the slow start, and from when it is preferred again (failback dwell).
         self.joined_at = float("-inf")
         self.preferred_at = float("-inf")

@@ -33,6 +33,8 @@ from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict, classify
 
 #: Collections read per look, at most; the others follow in the next looks.
 _MOST_DEEP = 8
+#: Collections remembered per endpoint as empty or not.
+_MOST_ROWS = 1024
 #: Slow looks in a row before an endpoint is set aside.
 _SLOW_LOOKS = 3
 #: A collection is not loaded (Milvus' ErrCollectionNotLoaded).
@@ -234,17 +236,28 @@ class Look:
         if name is None:
             return
         start = self._loop.time()
-        _, verdict = await self._ask(messages.read_one(key[1], name, database=key[0]))
+        reply, verdict = await self._ask(messages.read_one(key[1], name, database=key[0]))
         took = self._loop.time() - start
         if verdict.action is not Action.OK:
             await self._unready(key, verdict)
             return
         self._compare(took)
+        if not self._has_rows(key, reply, name):
+            fleet.mark(node, key, False, "no row was found, where another endpoint has rows")
+            return
         for canary in fleet.config.health.canary:
             if (canary.database, canary.collection) == key and not await self._sings(canary, name):
                 return
         node.distrusted.discard(key)
         fleet.mark(node, key, True, "a probe read it")
+
+    def _has_rows(self, key: Key, reply: Reply, name: str) -> bool:
+        """Say whether what was read can be right: nothing is, unless the others have nothing either."""
+        rows = self._node.rows
+        if len(rows) >= _MOST_ROWS:
+            rows.clear()
+        rows[key] = bool(messages.read_query_keys(reply.message, name))
+        return rows[key] or not self._fleet.emptied(self._node, key)
 
     async def _key_name(self, key: Key) -> str | None:
         known = self._fleet.keys.get(key)

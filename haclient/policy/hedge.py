@@ -7,6 +7,8 @@ Decision made here (after Dean and Barroso, "The Tail at Scale"):
   never wins over a slow success.
 - The delay follows the latency of winning attempts, each counted from its own start. Counted from the start of
   the call, a frozen server would push the delay up with every hedge that it causes.
+- An empty answer where answers are hardly ever empty is checked on another endpoint: Milvus answers searches with
+  success and no hits while a collection is being released, and for a moment after it has lost a query node.
 - The hot path makes no task: attempts are callbacks, the race is one future, and one timer serves first as the
   hedging delay and then as the call's deadline.
 """
@@ -20,11 +22,14 @@ from typing import Protocol, final
 from haclient.call import Action, Attempt, Call, Kind
 from haclient.config import Hedge
 from haclient.events import BudgetExhausted, EventBus, HedgeStarted
+from haclient.milvus.results import found_nothing
 from haclient.policy.budget import Budget
 from haclient.policy.latency import LatencyDigest
 from haclient.policy.retry import deaths
 
 _MOST_DIGESTS = 1024
+#: An empty answer is doubted if fewer than this share of answers are empty.
+_SELDOM_EMPTY = 0.1
 #: A hedge goes out this much later than the quantile, so that about the promised share is hedged.
 _MARGIN = 1.25
 
@@ -64,6 +69,7 @@ class Hedging:
         budget: Shared with retries.
         loop: Its time is the clock.
         bus: Takes events.
+        contradicted: Told of an attempt that found nothing where another endpoint has found something.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class Hedging:
         budget: Budget,
         loop: asyncio.AbstractEventLoop,
         bus: EventBus,
+        contradicted: Callable[[Call, Attempt], None] | None = None,
     ) -> None:
+        self.contradicted = contradicted
         self.send = send
         self.settings = settings
         self.budget = budget
@@ -119,7 +127,7 @@ class _Race:
     """The attempts of one try."""
 
     __slots__ = (
-        "_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_refusal", "_timer", "_waiting", "future",
+        "_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_standby", "_timer", "_waiting", "future",
     )  # fmt: skip
 
     def __init__(self, owner: Hedging, call: Call) -> None:
@@ -127,8 +135,8 @@ class _Race:
         self._call = call
         self._flights: list[Flight] = []
         self._hedges = 0
-        #: The answer of a server that refuses the request itself: better than any other failure.
-        self._refusal: Attempt | None = None
+        #: The result if no better one comes: a refusal of the request itself, or an empty answer that is doubted.
+        self._standby: Attempt | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: A hedge was wanted and could not be made; told once.
         self._waiting = False
@@ -174,8 +182,8 @@ class _Race:
         if not self._waiting:
             for flight in tuple(self._flights):
                 flight.suspect()
-        if self._refusal is not None:
-            self.future.set_result(self._refusal)
+        if self._standby is not None:
+            self._settle(self._standby)
         elif self._allowed():
             # Without an endpoint or a budget for it now, it is tried again: endpoints come back.
             self._waiting = not self._hedge()
@@ -220,24 +228,47 @@ class _Race:
         if self.future.done():
             return
         if attempt.action is Action.OK:
-            if self._call.method.kind is Kind.READ:
-                assert attempt.ended is not None
-                self._digest.observe(attempt.ended - attempt.started)
-            self.future.set_result(attempt)
+            self._answered(attempt)
         elif not flights:
-            self.future.set_result(self._refusal or attempt)
+            self._settle(self._standby or attempt)
         elif attempt.action is Action.FAIL_FAST:
             # The request is at fault, most likely: the others get a little time to say otherwise, not all there is.
-            self._refusal = self._refusal or attempt
-            if self._timer is not None:
-                self._timer.cancel()
-            self._arm(self._owner.loop.time() + self._owner.settings.max_delay_s)
+            self._stand_by(self._standby or attempt, self._owner.settings.max_delay_s)
         else:
             # One has failed while another is still out: do not wait for the timer to try a third.
             self._hedge()
+
+    def _answered(self, attempt: Attempt) -> None:
+        assert attempt.reply is not None
+        first, digest = self._standby, self._digest
+        empty = found_nothing(self._call.method, attempt.reply.message)
+        if first is not None and first.action is Action.OK:
+            if not empty:
+                first.action = Action.FAILOVER_COLLECTION
+                first.reason = "it found nothing, where another endpoint has found something"
+                if self._owner.contradicted is not None:
+                    self._owner.contradicted(self._call, first)
+        elif empty and digest.emptiness < _SELDOM_EMPTY and (self._flights or self._hedge()):
+            self._stand_by(attempt, 2.0 * self._delay)
+            return
+        digest.saw(empty)
+        self._settle(attempt)
+
+    def _stand_by(self, attempt: Attempt, wait_s: float) -> None:
+        """Take an attempt for the result unless a better one comes within ``wait_s`` seconds."""
+        self._standby = attempt
+        if self._timer is not None:
+            self._timer.cancel()
+        self._arm(self._owner.loop.time() + wait_s)
+
+    def _settle(self, attempt: Attempt) -> None:
+        if attempt.action is Action.OK and self._call.method.kind is Kind.READ:
+            assert attempt.ended is not None
+            self._digest.observe(attempt.ended - attempt.started)
+        self.future.set_result(attempt)
 
     def _expire(self) -> None:
         flights, self._flights = self._flights, []
         for flight in flights:
             flight.expire()
-        self.future.set_result(self._refusal or flights[-1].attempt)
+        self._settle(self._standby or flights[-1].attempt)

@@ -16,13 +16,24 @@ _FULL = 1000
 _REFRESH = 16
 
 
+#: Weight of one answer in the share of empty ones.
+_EMPTY_WEIGHT = 0.1
+
+
 @final
 class LatencyDigest:
-    """Quantile of recent latencies; a quantile is the upper edge of its bucket, so it errs on the slow side."""
+    """What recent answers were like: a quantile of their latencies, and how many of them were empty.
 
-    __slots__ = ("_counts", "_quantile", "_stale", "_total", "_value")
+    A quantile is the upper edge of its bucket, so it errs on the slow side.
+
+    Attributes:
+        emptiness: Share of recent answers that were empty, as a moving average; 1 until known better.
+    """
+
+    __slots__ = ("_counts", "_quantile", "_stale", "_total", "_value", "emptiness")
 
     def __init__(self, quantile: float) -> None:
+        self.emptiness = 1.0
         self._quantile = quantile
         self._counts = [0] * _BUCKETS
         self._total = 0
@@ -38,6 +49,10 @@ class LatencyDigest:
         if self._total >= _FULL:
             self._counts = [n // 2 for n in self._counts]
             self._total = sum(self._counts)
+
+    def saw(self, empty: bool) -> None:
+        """Count an answer that was believed."""
+        self.emptiness += _EMPTY_WEIGHT * (empty - self.emptiness)
 
     def value(self) -> float | None:
         """Return the quantile in seconds, or None before there are enough answers to tell."""

@@ -494,3 +494,34 @@ def test_probes_have_a_transport_of_their_own():
             assert {r.name for r in world.by_address["s0:19530"].requests if not r.probe} == {"Search"}
 
     run(scenario())
+
+
+def test_a_collection_that_lost_its_rows_on_one_endpoint_is_read_elsewhere():
+    """A server that came back with an emptied data directory, or is letting go of the collection, answers with success."""
+
+    async def scenario():
+        world, core, (first, second) = watched(Server(), Server())
+        async with world:
+            await used(core)
+            await until(lambda: second.rows.get(KEY) and first.rows.get(KEY), 10)
+            world.by_address["s0:19530"].keys = ()
+            await until(lambda: first.ready.get(KEY) is False, 10)
+            before = len(world.by_address["s0:19530"].calls())
+            for _ in range(20):
+                await ask(core)
+            assert len(world.by_address["s0:19530"].calls()) == before
+            world.by_address["s0:19530"].keys = (1, 2, 3)
+            await until(lambda: first.ready.get(KEY) is True, 10)
+
+    run(scenario())
+
+
+def test_a_collection_that_is_empty_everywhere_is_served_everywhere():
+    async def scenario():
+        world, core, nodes = watched(Server(keys=()), Server(keys=()))
+        async with world:
+            await used(core)
+            await asyncio.sleep(10)
+            assert not any(node.ready.get(KEY) is False for node in nodes)
+
+    run(scenario())
