@@ -497,7 +497,7 @@ def test_probes_have_a_transport_of_their_own():
 
 
 def test_a_collection_that_lost_its_rows_on_one_endpoint_is_read_elsewhere():
-    """A server that came back with an emptied data directory, or is letting go of the collection, answers with success."""
+    """A server with an emptied data directory, or one letting go of the collection, answers with success."""
 
     async def scenario():
         world, core, (first, second) = watched(Server(), Server())
