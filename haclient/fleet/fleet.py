@@ -29,7 +29,7 @@ from haclient.fleet.detector import Detector
 from haclient.fleet.flight import Done, Flight
 from haclient.fleet.membership import Connect, Membership
 from haclient.fleet.model import FleetView, State
-from haclient.fleet.node import Cluster, Key, Node
+from haclient.fleet.node import Cluster, Key, Node, PeakEwma
 from haclient.milvus import messages
 from haclient.milvus.requests import KeyField, inspect
 from haclient.milvus.timestamps import Timestamps
@@ -314,6 +314,7 @@ class Fleet:
             node.joined_at, node.ramp_s = now, health.slow_start_s
             node.preferred_at = now + health.failback_dwell_s * (1.0 + 0.2 * self._rng.random())
             node.losses = 0
+            node.latency = PeakEwma()  # it is another server now, or the same one cured
             if node.ramp_s:
                 self._stop_rising(node)
                 self._rising[node] = self._loop.call_later(node.ramp_s, self._risen, node, now)

@@ -242,12 +242,12 @@ class Look:
             await self._unready(key, verdict)
             return
         self._compare(took)
-        if not self._has_rows(key, reply, name):
-            fleet.mark(node, key, False, "no row was found, where another endpoint has rows")
-            return
         for canary in fleet.config.health.canary:
             if (canary.database, canary.collection) == key and not await self._sings(canary, name):
                 return
+        if not self._has_rows(key, reply, name):
+            fleet.mark(node, key, False, "no row was found, where another endpoint has rows")
+            return
         node.distrusted.discard(key)
         fleet.mark(node, key, True, "a probe read it")
 

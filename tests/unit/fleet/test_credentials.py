@@ -6,10 +6,10 @@ import asyncio
 import base64
 
 import pytest
-from fleet_fakes import SEARCH, Server, World, ask, cluster, until
 
 from haclient.call import Reply
 from haclient.fleet.breaker import CLOSED
+from tests.unit.fleet.fleet_fakes import SEARCH, Server, World, ask, cluster, until
 from tests.virtual_time import run
 
 REFUSAL = Reply(b"", 16, "auth check failure, please check username and password are correct")
