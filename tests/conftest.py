@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 
 from haclient.drill.faults import ToxicProxy
@@ -44,6 +45,11 @@ def missing_for(mark: str) -> str:
     if mark == "cluster" and not etcd.available():
         return "needs etcd (apt-get install etcd-server)"
     return ""
+
+
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("haclient", deadline=None)
+hypothesis.settings.load_profile("haclient")
 
 
 @pytest.hookimpl(tryfirst=True)
