@@ -302,7 +302,7 @@ class Look:
             return True
         key = (canary.database, canary.collection)
         reason = verdict.reason or f"canary: {missing} should be found and is not (found: {got[:10]})"
-        if node.ready.get(key) is not False:
+        if key not in node.distrusted:
             fleet.alarm(node, key, reason)
         return False
 

@@ -204,6 +204,16 @@ async def until_up(client: AsyncMilvusClient, *endpoints: str) -> None:
     await eventually(lambda: all(state(client, e) == "up" for e in endpoints), f"up: {endpoints} in {client!r}")
 
 
+async def until_serving(client: AsyncMilvusClient, *endpoints: str) -> None:
+    """Wait until endpoints serve every collection in use: a real Milvus is up before it has loaded them."""
+    await until_up(client, *endpoints)
+
+    def serving() -> bool:
+        return all(all(e.ready.values()) for e in client.fleet.endpoints if e.address in endpoints)
+
+    await eventually(serving, f"serving: {endpoints} in {client!r}")
+
+
 async def until_revived(client: AsyncMilvusClient, server: ServerProcess) -> None:
     """Wait until a server that was thawed is up.
 

@@ -16,7 +16,17 @@ import pytest
 from haclient import AsyncMilvusClient, Unavailable
 from haclient.drill.faults import ToxicProxy
 from haclient.events import CallFinished, EndpointChanged, FailedOver, HedgeStarted, ReadinessChanged
-from tests.live.steady_load import Load, Watch, eventually, opened, searching, state, until_revived, until_up
+from tests.live.steady_load import (
+    Load,
+    Watch,
+    eventually,
+    opened,
+    searching,
+    state,
+    until_revived,
+    until_serving,
+    until_up,
+)
 from tests.servers import fill
 from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.shared import ROWS, StandalonePair, ToxicFactory
@@ -134,7 +144,7 @@ class TestProcess:
                     for server in standalone_pair.both:
                         assert server.address in str(question.error)
                 await standalone_pair.start()
-                await until_up(client, *(server.address for server in standalone_pair.both))
+                await until_serving(client, *(server.address for server in standalone_pair.both))
                 mark = asyncio.get_running_loop().time()
                 await load.more(40)
             assert all(question.right for question in load.since(mark))
