@@ -417,5 +417,6 @@ async def test_failed_over_is_told(standalone_pair: StandalonePair) -> None:
         await standalone_pair.a.kill()
         await load.more()
         await watch.until(EndpointChanged, endpoint=standalone_pair.a.address, after="down")
-        for event in watch.of(FailedOver):
-            assert (event.from_endpoint, event.to_endpoint) == (standalone_pair.a.address, standalone_pair.b.address)
+        # Before the kill, a hedge may have been answered in the other direction.
+        for event in watch.of(FailedOver, from_endpoint=standalone_pair.a.address):
+            assert event.to_endpoint == standalone_pair.b.address
