@@ -47,7 +47,7 @@ class StandalonePair:
             try:
                 await asyncio.gather(*(asyncio.to_thread(_heal_data, server.uri) for server in self.both))
             except (TimeoutError, MilvusException):
-                # A server whose lease ran out while it was frozen ends some seconds later, or hangs while it shuts down.
+                # One whose lease ran out while it was frozen ends some seconds later, or hangs while it shuts down.
                 if not again:
                     raise
                 await asyncio.gather(*(server.kill() for server in self.both))
