@@ -114,7 +114,14 @@ class Core:
         await self.fleet.aclose()
 
     async def request(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Reply:
-        """Answer one unary call of the application.
+        """Answer one unary call of the application; see `answer`."""
+        reply, _ = await self.answer(method, message, metadata, timeout_s)
+        return reply
+
+    async def answer(
+        self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None
+    ) -> tuple[Reply, Call]:
+        """Answer one unary call of the application, and say how it went.
 
         Args:
             method: Which RPC.
@@ -123,7 +130,8 @@ class Core:
             timeout_s: Time allowed, seconds; None takes the configured one for this kind of method.
 
         Returns:
-            What a server answered; its body or gRPC status may carry an error that is the request's own fault.
+            What a server answered (its body or gRPC status may carry an error that is the request's own fault), and
+            the call with its attempts.
 
         Raises:
             CallError: No server could be brought to answer.
@@ -135,7 +143,7 @@ class Core:
         fleet = self.fleet
         if routes_as_write(method.kind) and not fleet.single_cluster():
             raise _refused(call, fleet)
-        return await self._observe(call)
+        return await self._observe(call), call
 
     async def _start_within(self, method: Method, timeout_s: float | None) -> float:
         """Start in the time of the call that needs it; return what is left of that time, seconds."""
@@ -185,7 +193,7 @@ class Core:
         outcome = "cancelled"
         try:
             reply: Reply = await self._stack(call)
-            outcome = "ok" if call.attempts[-1].action is Action.OK or _winner(call) is not None else "error"
+            outcome = "ok" if call.attempts[-1].action is Action.OK or winner(call) is not None else "error"
         except (Unavailable, DeadlineExceeded) as error:
             outcome = type(error).__name__
             rest = self.fleet.left_out(call)
@@ -203,20 +211,20 @@ class Core:
                 self._report(call, outcome, loop.time() - start)
 
     def _report(self, call: Call, outcome: str, took_s: float) -> None:
-        winner = _winner(call)
+        won = winner(call)
         attempts = call.attempts
         now = self.loop.time()
-        if winner is not None and winner is not attempts[0]:
+        if won is not None and won is not attempts[0]:
             first = attempts[0]
-            if (first.cluster, first.endpoint) != (winner.cluster, winner.endpoint):
+            if (first.cluster, first.endpoint) != (won.cluster, won.endpoint):
                 self.bus.emit(
                     FailedOver(
                         at=now,
                         method=call.method.name,
                         from_cluster=first.cluster,
                         from_endpoint=first.endpoint,
-                        to_cluster=winner.cluster,
-                        to_endpoint=winner.endpoint,
+                        to_cluster=won.cluster,
+                        to_endpoint=won.endpoint,
                     )
                 )
         self.bus.emit(
@@ -227,8 +235,8 @@ class Core:
                 collection=call.collection,
                 outcome=outcome,
                 duration_s=took_s,
-                cluster=winner.cluster if winner else "",
-                endpoint=winner.endpoint if winner else "",
+                cluster=won.cluster if won else "",
+                endpoint=won.endpoint if won else "",
                 attempts=len(attempts),
                 hedges=sum(a.hedge for a in attempts),
                 tries=tuple(attempts),
@@ -269,7 +277,8 @@ class Core:
                 self.bus.emit(ConfigRejected(at=self.loop.time(), reason=str(error)))
 
 
-def _winner(call: Call) -> Attempt | None:
+def winner(call: Call) -> Attempt | None:
+    """Return the attempt that answered a call, None if none did."""
     return next((a for a in call.attempts if a.action is Action.OK), None)
 
 

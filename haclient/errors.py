@@ -2,6 +2,9 @@
 
     HAClientError
     ├── ConfigError              what was configured is wrong: fix it, nothing was sent
+    ├── BadQuery                 the question itself is wrong: nothing was sent
+    ├── EmbeddingError           an embedder failed, or answered something that is no vectors
+    ├── Overloaded               too many wait already: nothing was sent, try again later
     ├── WireError                one attempt's transport failed (never reaches a user by itself)
     │   ├── ConnectFailed        nothing listens, or TLS failed: not sent
     │   ├── ConnectionLost       the connection died
@@ -45,6 +48,18 @@ def _rebuild(kind: type[HAClientError], args: tuple[object, ...], state: dict[st
 
 class ConfigError(HAClientError, ValueError):
     """The configuration is wrong; the message names the key and what to write instead."""
+
+
+class BadQuery(HAClientError, ValueError):
+    """What was asked for cannot be asked (an empty question, k below 1, an unknown field); the message says what."""
+
+
+class EmbeddingError(HAClientError):
+    """An embedder failed, or answered something that is no vectors; nothing of it is kept."""
+
+
+class Overloaded(HAClientError):
+    """Too much is waiting already; nothing was sent. Ask less at once, or allow a longer queue."""
 
 
 class WireError(HAClientError):

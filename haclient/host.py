@@ -1,0 +1,176 @@
+"""Where a client's core lives: on which event loop, and for how long.
+
+Decision made here: a core belongs to one event loop, and is made by the first call on it. When that loop is gone, or
+the process has forked, the next call makes a new one. A sync client's core lives on the portal's loop
+(`haclient.portal`), so that sync and async code share everything below this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, final
+
+from haclient.call import Call, Metadata, Method, Reply
+from haclient.config import Config, EndpointConfig
+from haclient.core import Core
+from haclient.events import EventBus
+from haclient.portal import Portal, portal, wait
+from haclient.seam import ConfigError
+from haclient.transport import connector
+
+T = TypeVar("T")
+
+_forks = 0
+_lite_starts = threading.Lock()
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - a process has one fork count
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+@final
+class Host:
+    """Makes, finds and closes the core for the loop at hand. Holds no reference to the client."""
+
+    def __init__(self, config: Config, reload: Callable[[], Config], bus: EventBus, home: Portal | None = None) -> None:
+        self.config = config
+        #: Where the core lives if it is not to live on the first caller's loop.
+        self._home = home
+        self._reload = reload
+        self.bus = bus
+        self.core: Core | None = None
+        self.closed = False
+        self._forks = _forks
+        self._following: asyncio.Task[None] | None = None
+
+    async def request(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Reply:
+        """Answer one call on the running loop; see `haclient.core.Core.request`."""
+        core = self.core
+        if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
+            core = await self.enter()
+        return await core.request(method, message, metadata, timeout_s)
+
+    async def answer(
+        self, method: Method, message: bytes, metadata: Metadata = (), timeout_s: float | None = None
+    ) -> tuple[Reply, Call]:
+        """Answer one call, and say how it went; see `haclient.core.Core.answer`."""
+        return await (await self.enter()).answer(method, message, metadata, timeout_s)
+
+    async def bring(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the core's loop, whichever loop this is."""
+        loop = self._loop()
+        if loop is None or loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the core's loop, which is the portal's if there is none yet, and block until it ends.
+
+        Raises:
+            ConfigError: This thread runs the core's loop itself, or that loop stands still.
+        """
+        loop = self._loop() or portal().loop
+        if not loop.is_running():
+            work.close()
+            raise ConfigError("this client's event loop does not run any more; make a new client for blocking calls")
+        return wait(work, loop)
+
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that everything has to happen on, None if any will do."""
+        if self._home is not None:
+            return self._home.loop
+        core = self.core
+        return core.loop if core is not None and self._forks == _forks and not core.loop.is_closed() else None
+
+    async def enter(self) -> Core:
+        """Return the core of the running loop, making it if need be."""
+        if self.closed:
+            raise ConfigError("this client is closed; make a new one")
+        loop = asyncio.get_running_loop()
+        core = self.core
+        if core is not None and self._forks == _forks:
+            if core.loop is loop:
+                return core
+            if not core.loop.is_closed():
+                raise ConfigError(
+                    "this client is in use on another event loop; connections cannot be shared between loops, so make "
+                    "one client per loop"
+                )
+        self._forks = _forks
+        self.core = None
+        return await self._make(loop)
+
+    async def _make(self, loop: asyncio.AbstractEventLoop) -> Core:
+        config = await _with_local_servers(self.config)
+        if self.closed:
+            raise ConfigError("this client was closed while it started")
+        if self.core is not None and self.core.loop is loop:
+            return self.core  # another first call was quicker
+        rng = random.Random()
+        core = self.core = Core(config, connector(config, loop, rng), self.bus, rng, loop, time.monotonic)
+        if config.source is not None:
+            source = config.source
+            self._following = loop.create_task(core.follow(lambda: _stamp(source), self._reload))
+        return core
+
+    async def aclose(self) -> None:
+        """Stop probing and close every connection, if this is the core's loop."""
+        self.closed = True
+        core, self.core = self.core, None
+        if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
+            return
+        if self._following is not None:
+            self._following.cancel()
+        await core.aclose()
+
+    def forget(self) -> None:
+        """Close in the background, when a client was dropped without ``close()``."""
+        core = self.core
+        if core is not None and not self.closed and self._forks == _forks and not core.loop.is_closed():
+            core.loop.call_soon_threadsafe(lambda: core.loop.create_task(self.aclose()))
+
+
+def _stamp(path: os.PathLike[str]) -> object:
+    """Return what changes when a file is written anew (or a link is turned, as Kubernetes does)."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+async def _with_local_servers(config: Config) -> Config:
+    """Start milvus-lite for every ``.db`` file, in a thread since it takes seconds, and put its address in."""
+    clusters = []
+    for cluster in config.clusters:
+        endpoints = []
+        for endpoint in cluster.endpoints:
+            if endpoint.scheme == "lite":
+                uri = await asyncio.to_thread(_start_lite, endpoint.path)
+                endpoints.append(EndpointConfig.model_validate({"name": endpoint.name, "uri": uri}))
+            else:
+                endpoints.append(endpoint)
+        clusters.append(cluster.model_copy(update={"endpoints": tuple(endpoints)}))
+    return config.model_copy(update={"clusters": tuple(clusters)})
+
+
+def _start_lite(path: str) -> str:
+    try:
+        from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(f"{path}: a .db file needs milvus-lite: pip install 'haclient[demo]'") from error
+    with _lite_starts:  # two starts of one file at once would find it locked by each other
+        uri = server_manager_instance.start_and_get_uri(path)
+    if uri is None:
+        raise ConfigError(f"{path}: milvus-lite could not open it; see its log, and check that the folder exists")
+    return str(uri)

@@ -1,0 +1,5 @@
+"""From text to vectors."""
+
+from haclient.retrieval.embed.hashing import Embedder, HashingEmbedder, SentenceTransformerEmbedder, Vectors
+
+__all__ = ["Embedder", "HashingEmbedder", "SentenceTransformerEmbedder", "Vectors"]
