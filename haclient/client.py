@@ -2,7 +2,8 @@
 
 Decision made here: the client is a thin shell. It belongs to no event loop until its first call, and makes a new
 core when it finds itself on another loop whose predecessor is gone, or in a forked child. On a second loop
-beside a living first one it says so, since connections cannot be shared between loops.
+beside a living first one it says so, since connections cannot be shared between loops. What it has in common with
+the sync client (`haclient.sync`) is `DropIn`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pymilvus
 from pymilvus.exceptions import MilvusException
@@ -26,13 +27,16 @@ from haclient.events import EventBus, Listener
 from haclient.fleet.model import FleetView
 from haclient.host import Host
 from haclient.listeners.logging import LoggingListener
-from haclient.seam import ConfigError, make_handler
+from haclient.portal import Portal
+from haclient.seam import ConfigError, make_handler, milvus_error
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
 
-class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
-    """pymilvus' AsyncMilvusClient whose calls survive the failure of any single server.
+class DropIn:
+    """What a client of pymilvus' becomes by standing on a core; mixed in before its class.
 
     Args:
         uri: One URI, several separated by commas, or a list. Each is a cluster of its own; endpoints that turn out
@@ -51,6 +55,9 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
     Raises:
         ConfigError: What is given is wrong; the message says where and what to write.
     """
+
+    #: Where the core lives; None is the loop of the first call.
+    _home: Callable[[], Portal] | None = None
 
     def __init__(
         self,
@@ -73,55 +80,120 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
         try:
             settings = Config.load(uri, config, **kwargs)
         except errors.ConfigError as error:
-            raise ConfigError(str(error)) from None
+            raise milvus_error(error) from None
         self._bus = EventBus()
         self._bus.subscribe(LoggingListener(), per_call=False)
         # A file that has changed is read with the same arguments beside it.
         #: Holds the core; for what is built on this client.
-        self.host = Host(settings, lambda: Config.load(None, settings.source, **kwargs), self._bus)
+        self.host = Host(settings, lambda: Config.load(None, settings.source, **kwargs), self._bus, self._home)
         self._using = f"haclient-{next(_numbers)}"
         self._timeout = timeout
         self._manager = None
         self._closed = False
         self.is_self_hosted = True
         self._config = SimpleNamespace(uri="", address=self._using, token="", db_name=settings.database)
-        self._handler = make_handler(self.host.request, self._using, settings.database)
+        self._handler = self._make_handler(settings.database)
         connections._alias_handlers[self._using] = self._handler
         connections._alias_config[self._using] = {"address": self._using, "db_name": settings.database}
         self._finalizer = weakref.finalize(self, _drop, self._using, self.host)
 
+    # What differs between the two.
+
+    def _make_handler(self, database: str) -> Any:
+        """Make pymilvus' handler over this client's core."""
+        raise NotImplementedError
+
+    def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
+        """Call a function where the core may be touched."""
+        raise NotImplementedError
+
     # What pymilvus' methods call.
 
-    async def _connect(self) -> None:
-        """Start, if the first call has not done so."""
-        core = await self.host.enter()
-        try:
-            await core.start()
-        except errors.ConfigError as error:
-            raise ConfigError(str(error)) from error
-
-    def _open_handler(self) -> Any:
+    def _get_connection(self) -> Any:
         if self._closed:
             raise MilvusException(message="should create connection first: this client is closed")
         return self._handler
-
-    async def _await_handler(self) -> Any:
-        return self._open_handler()
-
-    #: pymilvus awaits it from 2.6 on.
-    _get_connection: Any = (
-        _await_handler if inspect.iscoroutinefunction(pymilvus.AsyncMilvusClient._get_connection) else _open_handler
-    )
 
     def get_server_type(self) -> str:
         """Return what pymilvus calls the kind of server: always self-hosted here."""
         return "milvus"
 
-    async def close(self) -> None:
-        """Stop probing and close every connection."""
+    async def _start(self) -> None:
+        """Start the core, if no call has done so."""
+        core = await self.host.enter()
+        try:
+            await core.start()
+        except errors.ConfigError as error:
+            raise milvus_error(error) from error
+
+    async def _refresh(self) -> FleetView:
+        return await (await self.host.enter()).refresh()
+
+    def _shut(self) -> None:
+        """Refuse new calls, and be forgotten by pymilvus; the host is closed after it."""
         self._closed = True
         self._finalizer.detach()
         _unregister(self._using)
+
+    # What is ours.
+
+    @property
+    def fleet(self) -> FleetView:
+        """The fleet now: immutable, cheap; without endpoints before the first call."""
+        core = self.host.core
+        return self._on_core(core, Core.view) if core is not None else FleetView((), 0.0)
+
+    def drain(self, name: str) -> None:
+        """Take an endpoint or a cluster out of rotation, by name; calls under way finish."""
+        self._on_core(self._running(), lambda core: core.fleet.drain(name))
+
+    def undrain(self, name: str) -> None:
+        """Put an endpoint or a cluster back into rotation."""
+        self._on_core(self._running(), lambda core: core.fleet.drain(name, drained=False))
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Hear of every event (`haclient.events`); returns the function that stops it."""
+        return self._bus.subscribe(listener)
+
+    def _running(self) -> Core:
+        core = self.host.core
+        if core is None:
+            raise ConfigError("this client has not been used yet: there is nothing to drain; a `with` block starts it")
+        return core
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self.host.core is None:
+            clusters = ", ".join(cluster.name for cluster in self.host.config.clusters)
+            return f"<{name} {'closed' if self._closed else 'not started'}: {clusters}>"
+        return f"<{name} {self.fleet}>"
+
+
+class AsyncMilvusClient(DropIn, pymilvus.AsyncMilvusClient):  # type: ignore[misc]
+    """pymilvus' AsyncMilvusClient whose calls survive the failure of any single server; `DropIn` says what it takes."""
+
+    def _make_handler(self, database: str) -> Any:
+        return make_handler(self.host.request, self._using, database)
+
+    def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
+        return function(core)
+
+    async def _connect(self) -> None:
+        """Start, if the first call has not done so; pymilvus calls it too."""
+        await self._start()
+
+    if inspect.iscoroutinefunction(pymilvus.AsyncMilvusClient._get_connection):  # from 2.6 on
+
+        async def _get_connection(self) -> Any:
+            return super()._get_connection()
+
+    async def refresh(self) -> FleetView:
+        """Probe every endpoint and collection now, and return what was found."""
+        return await self._refresh()
+
+    async def close(self) -> None:
+        """Stop probing and close every connection."""
+        self._shut()
         await self.host.aclose()
 
     async def __aenter__(self) -> Self:
@@ -132,43 +204,6 @@ class AsyncMilvusClient(pymilvus.AsyncMilvusClient):  # type: ignore[misc]
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    # What is ours.
-
-    @property
-    def fleet(self) -> FleetView:
-        """The fleet now: immutable, cheap; without endpoints before the first call."""
-        core = self.host.core
-        return core.view() if core is not None else FleetView((), 0.0)
-
-    async def refresh(self) -> FleetView:
-        """Probe every endpoint and collection now, and return what was found."""
-        return await (await self.host.enter()).refresh()
-
-    def drain(self, name: str) -> None:
-        """Take an endpoint or a cluster out of rotation, by name; calls under way finish."""
-        self._running().fleet.drain(name)
-
-    def undrain(self, name: str) -> None:
-        """Put an endpoint or a cluster back into rotation."""
-        self._running().fleet.drain(name, drained=False)
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Hear of every event (`haclient.events`); returns the function that stops it."""
-        return self._bus.subscribe(listener)
-
-    def _running(self) -> Core:
-        core = self.host.core
-        if core is None:
-            raise ConfigError("this client has not been used yet: there is nothing to drain; `async with` starts it")
-        return core
-
-    def __repr__(self) -> str:
-        core = self.host.core
-        if core is None:
-            names = ", ".join(cluster.name for cluster in self.host.config.clusters)
-            return f"<AsyncMilvusClient {'closed' if self._closed else 'not started'}: {names}>"
-        return f"<AsyncMilvusClient {core.view()}>"
 
 
 def _drop(using: str, host: Host) -> None:

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar, final
 
 from haclient.call import Call, Metadata, Method, Reply
@@ -42,9 +43,11 @@ if hasattr(os, "register_at_fork"):
 class Host:
     """Makes, finds and closes the core for the loop at hand. Holds no reference to the client."""
 
-    def __init__(self, config: Config, reload: Callable[[], Config], bus: EventBus, home: Portal | None = None) -> None:
+    def __init__(
+        self, config: Config, reload: Callable[[], Config], bus: EventBus, home: Callable[[], Portal] | None = None
+    ) -> None:
         self.config = config
-        #: Where the core lives if it is not to live on the first caller's loop.
+        #: Gives the portal that the core lives on, if it is not to live on the first caller's loop.
         self._home = home
         self._reload = reload
         self.bus = bus
@@ -59,6 +62,10 @@ class Host:
         if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
             core = await self.enter()
         return await core.request(method, message, metadata, timeout_s)
+
+    def submit(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Future[Reply]:
+        """Start one call on the portal's loop, for a thread to wait for."""
+        return portal().submit(self.request(method, message, metadata, timeout_s))
 
     async def answer(
         self, method: Method, message: bytes, metadata: Metadata = (), timeout_s: float | None = None
@@ -88,7 +95,7 @@ class Host:
     def _loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that everything has to happen on, None if any will do."""
         if self._home is not None:
-            return self._home.loop
+            return self._home().loop
         core = self.core
         return core.loop if core is not None and self._forks == _forks and not core.loop.is_closed() else None
 
