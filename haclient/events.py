@@ -188,11 +188,43 @@ class DataAlarm(Event):
     reason: str
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieved(Event):
+    """A retriever has answered, or failed to.
+
+    Attributes:
+        mode: ``dense``, ``sparse`` or ``hybrid``.
+        outcome: ``ok``, or the class name of the error raised.
+        rung: Value of a `haclient.retrieval.Rung`: how far down the ladder the answer was found; "" if it failed.
+        questions: How many questions were asked at once.
+        hits: How many documents were found for all of them.
+    """
+
+    collection: str
+    mode: str
+    outcome: str
+    rung: str
+    questions: int
+    hits: int
+    duration_s: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Degraded(Event):
+    """A retriever has gone down to a rung that may be stale (``relaxed``, ``cached``), for want of a better answer."""
+
+    collection: str
+    rung: str
+    reason: str
+
+
 Listener = Callable[[Event], None]
 
 
 #: The events of calls that go well; all others say that something is out of the ordinary.
-PER_CALL = (AttemptFinished, CallFinished)
+PER_CALL = (AttemptFinished, CallFinished, Retrieved)
 
 
 @final

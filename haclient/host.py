@@ -71,7 +71,10 @@ class Host:
         self, method: Method, message: bytes, metadata: Metadata = (), timeout_s: float | None = None
     ) -> tuple[Reply, Call]:
         """Answer one call, and say how it went; see `haclient.core.Core.answer`."""
-        return await (await self.enter()).answer(method, message, metadata, timeout_s)
+        core = self.core
+        if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
+            core = await self.enter()
+        return await core.answer(method, message, metadata, timeout_s)
 
     async def bring(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the core's loop, whichever loop this is."""
