@@ -20,6 +20,13 @@ Splitter = Callable[[str], Iterable[str]]
 
 #: Characters of a chunk of the default splitter; the usual small models read about as much and ignore the rest.
 _CHARACTERS = 1000
+#: The fields of a collection.
+ID: Final = "id"
+TEXT: Final = "text"
+SOURCE: Final = "source"
+VECTOR: Final = "vector"
+SPARSE: Final = "sparse"
+_FIELDS = frozenset({ID, TEXT, SOURCE, VECTOR, SPARSE, "$meta"})
 _ID_BYTES = 16
 #: Hexadecimal digits in a chunk's id.
 ID_LENGTH: Final = 2 * _ID_BYTES
@@ -41,8 +48,8 @@ class Source:
     Attributes:
         id: Its name, unique in the collection: a path, a URL, a key; at most 1024 bytes.
         text: The whole text.
-        metadata: What every chunk of it carries, to filter by and to show; JSON values. It is part of what makes a chunk
-            new, so what differs from run to run (when it was read) does not belong here.
+        metadata: What every chunk of it carries, to filter by and to show; JSON values. A change makes every chunk a
+            new one, so what differs from run to run (when it was read) does not belong here.
     """
 
     id: str
@@ -76,22 +83,22 @@ def default_splitter(characters: int = _CHARACTERS) -> Splitter:
             "no text splitter is installed: pip install 'haclient[ingest]', or give splitter=, a function from a text "
             "to its pieces"
         ) from error
-    return TextSplitter(characters).chunks
+    splitter: Splitter = TextSplitter(characters).chunks
+    return splitter
 
 
-def cut(source: Source, splitter: Splitter, *, text_bytes: int, reserved: frozenset[str]) -> list[Chunk]:
+def cut(source: Source, splitter: Splitter, text_bytes: int) -> list[Chunk]:
     """Return a source's chunks; a text that occurs twice in it is one chunk.
 
     Args:
         source: What to cut.
         splitter: How to.
         text_bytes: Bytes that a chunk's text may have.
-        reserved: Names that metadata must not have, since the collection's own fields have them.
 
     Raises:
         BadSource: It cannot be indexed.
     """
-    metadata = _checked_metadata(source, reserved)
+    metadata = _checked_metadata(source)
     pieces = [piece for piece in splitter(source.text) if piece.strip()]
     if not pieces:
         raise BadSource(f"source {source.id!r} has no text; to take a source out, call remove()")
@@ -109,13 +116,13 @@ def cut(source: Source, splitter: Splitter, *, text_bytes: int, reserved: frozen
     return list(chunks.values())
 
 
-def _checked_metadata(source: Source, reserved: frozenset[str]) -> str:
+def _checked_metadata(source: Source) -> str:
     """Return the metadata in its one JSON form."""
     if not source.id.strip() or any(ord(letter) < ord(" ") for letter in source.id):
         raise BadSource(f"a source's id must be a name without control characters, got {source.id!r}")
     if len(_encoded(source, source.id)) > SOURCE_BYTES:
         raise BadSource(f"source {source.id[:40]!r}...: its id has more than {SOURCE_BYTES} bytes")
-    if taken := sorted(reserved & source.metadata.keys()):
+    if taken := sorted(_FIELDS & source.metadata.keys()):
         raise BadSource(
             f"source {source.id!r}: metadata cannot be called {', '.join(taken)}, as the collection's own fields are"
         )

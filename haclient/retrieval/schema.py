@@ -15,19 +15,14 @@ from typing import Any, Final
 from pymilvus import CollectionSchema, DataType, FieldSchema, Function, FunctionType, MilvusException
 from pymilvus.client.prepare import Prepare
 from pymilvus.client.utils import check_status
-from pymilvus.grpc_gen import milvus_pb2
+from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
 from haclient.errors import AccessDenied, CallError, ConfigError
-from haclient.retrieval.chunks import ID_LENGTH, SOURCE_BYTES
+from haclient.retrieval.chunks import ID, ID_LENGTH, SOURCE, SOURCE_BYTES, SPARSE, TEXT, VECTOR
 from haclient.retrieval.embed.embedder import Fingerprint
 
 #: The property that holds ``str(fingerprint)``.
 FINGERPRINT_PROPERTY: Final = "haclient.embedder"
-ID: Final = "id"
-TEXT: Final = "text"
-SOURCE: Final = "source"
-VECTOR: Final = "vector"
-SPARSE: Final = "sparse"
 
 _BM25 = "bm25"
 #: Milvus' limit, in bytes.
@@ -120,18 +115,21 @@ def _check(description: Mapping[str, Any], fingerprint: Fingerprint, *, hybrid: 
     name = description["collection_name"]
     fields = _fields(description)
     wrong = [
-        f"no field {field} of type {kind.name}" for field, kind in _TYPES.items() if fields.get(field, {}).get("type") != kind
+        f"no field {field} of type {kind.name}"
+        for field, kind in _TYPES.items()
+        if fields.get(field, {}).get("type") != kind
     ]
     if description.get("auto_id"):
         wrong.append("its ids are made by the server")
     if hybrid and not _has_bm25(description):
         wrong.append("no BM25 function, so hybrid=True cannot work")
     if not wrong and (dimension := int(fields[VECTOR]["params"]["dim"])) != fingerprint.dimension:
-        wrong.append(f"vectors of {dimension} numbers, and the embedder {fingerprint.model} makes {fingerprint.dimension}")
+        wrong.append(
+            f"vectors of {dimension} numbers, and the embedder {fingerprint.model} makes {fingerprint.dimension}"
+        )
     if wrong:
         raise ConfigError(
-            f"collection {name!r} is there and does not fit: {'; '.join(wrong)}. Give the name of one that is not there "
-            "yet, and it is made"
+            f"collection {name!r} does not fit: {'; '.join(wrong)}. Name one that is not there yet, and it is made"
         )
     found = read_fingerprint(description)
     if found is not None and str(found) != str(fingerprint):
@@ -148,7 +146,9 @@ async def _adopt(milvus: Any, name: str, fingerprint: Fingerprint) -> None:
     except Exception as error:
         if isinstance(error, CallError) and not isinstance(error, AccessDenied):
             raise
-        _log.warning("collection %s cannot be marked with its embedder, so nothing will notice another: %s", name, error)
+        _log.warning(
+            "collection %s cannot be marked with its embedder, so nothing will notice another: %s", name, error
+        )
 
 
 async def _index(milvus: Any, description: Mapping[str, Any], *, hybrid: bool) -> None:
@@ -167,7 +167,7 @@ async def _index(milvus: Any, description: Mapping[str, Any], *, hybrid: bool) -
 async def _load(milvus: Any, name: str) -> None:
     state = await milvus._async_stub.GetLoadState(milvus_pb2.GetLoadStateRequest(collection_name=name))
     check_status(state.status)
-    if state.state != milvus_pb2.DESCRIPTOR.enum_types_by_name["x"]:
+    if state.state != common_pb2.LoadStateLoaded:
         await milvus.load_collection(name)
 
 
