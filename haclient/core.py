@@ -25,8 +25,10 @@ from haclient.errors import CallError, ConfigError, DeadlineExceeded, Unavailabl
 from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
 from haclient.fleet.fleet import Fleet, routes_as_write
 from haclient.fleet.keeper import Keeper
+from haclient.fleet.look import Dialect
 from haclient.fleet.membership import Connect
 from haclient.fleet.model import FleetView
+from haclient.fleet.probe import MILVUS
 from haclient.milvus.requests import inspect
 from haclient.policy.budget import Budget
 from haclient.policy.hedge import Hedging
@@ -55,6 +57,7 @@ class Core:
         rng: Source of all randomness.
         loop: The loop to live on.
         clock: Loop time, if there is a finer one than ``loop.time``.
+        dialect: What the servers speak.
     """
 
     def __init__(
@@ -65,11 +68,12 @@ class Core:
         rng: random.Random,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] | None = None,
+        dialect: Dialect = MILVUS,
     ) -> None:
         self.loop = loop
         self.bus = bus
         self._rng = rng
-        self.fleet = Fleet(config, connect, bus, loop, rng, clock)
+        self.fleet = Fleet(config, connect, bus, loop, rng, clock, dialect)
         self.keeper = Keeper(self.fleet, bus, loop, rng)
         self._starting: asyncio.Future[None] | None = None
         self._started = False

@@ -27,6 +27,7 @@ from haclient.fleet import breaker
 from haclient.fleet.balancer import Balancer
 from haclient.fleet.detector import Detector
 from haclient.fleet.flight import Done, Flight
+from haclient.fleet.look import Dialect
 from haclient.fleet.membership import Connect, Membership
 from haclient.fleet.model import FleetView, State
 from haclient.fleet.node import Cluster, Key, Node, PeakEwma
@@ -56,6 +57,7 @@ class Fleet:
         loop: Runs the timers.
         rng: Source of randomness.
         clock: Loop time, if there is a finer one than the loop's own (uvloop's counts whole milliseconds).
+        dialect: What the servers speak.
     """
 
     def __init__(
@@ -65,10 +67,13 @@ class Fleet:
         bus: EventBus,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] | None,
+        dialect: Dialect,
     ) -> None:
         self.config = config
         self.clock = clock or loop.time
+        self.dialect = dialect
+        self.classify = dialect.classify
         self.timestamps = Timestamps()
         #: Primary keys of collections, as described; they decide whether a write may be repeated.
         self.keys: dict[Key, KeyField] = {}

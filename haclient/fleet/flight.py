@@ -14,7 +14,7 @@ from haclient.call import Action, Attempt, Call, Kind, Outcome, Reply, StreamHan
 from haclient.errors import AttemptTimeout, ConnectFailed, TransportClosed
 from haclient.fleet.node import Node
 from haclient.milvus.requests import READS
-from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict, classify
+from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict
 
 if TYPE_CHECKING:
     from haclient.fleet.fleet import Fleet
@@ -63,7 +63,7 @@ class Flight:
             node.stalled = False
             node.pings = 0
             attempt.reply = outcome
-            verdict = classify(call.method, outcome, node.flavour)
+            verdict = fleet.classify(call.method, outcome, node.flavour)
             attempt.action = verdict.action
             attempt.reason = verdict.reason
             attempt.code = verdict.code

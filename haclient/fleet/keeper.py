@@ -18,8 +18,9 @@ from haclient.errors import ConfigError
 from haclient.events import ConfigRejected, EventBus
 from haclient.fleet import breaker, identity
 from haclient.fleet.fleet import Fleet
+from haclient.fleet.look import Look
 from haclient.fleet.node import Cluster, Node
-from haclient.fleet.probe import HTTPClient, Look
+from haclient.fleet.probe import HTTPClient
 
 _log = logging.getLogger("haclient")
 
@@ -102,7 +103,7 @@ class Keeper:
         self._tasks[owner] = self._loop.create_task(work)
 
     def _watch(self, node: Node) -> None:
-        look = self._looks[node] = Look(self._fleet, node, self._loop, self._http)
+        look = self._looks[node] = self._fleet.dialect.look(self._fleet, node, self._loop, self._http)
         first = self._first[node] = self._loop.create_future()
         self._run(node, self._look_after(node, look, first))
 

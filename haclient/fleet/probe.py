@@ -1,4 +1,4 @@
-"""What one look at an endpoint asks, and what the answers mean.
+"""What one look at an endpoint of Milvus asks, and what the answers mean.
 
 Decision made here: a look climbs from cheap to telling, and each step has its own deadline.
 
@@ -15,20 +15,20 @@ unready, comes back only by a deep read. Whose fault a failure is, is decided by
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import final
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, final
 
 import httpx
 
-from haclient.call import Action, Outcome, Reply
+from haclient.call import Action, Reply
 from haclient.config import Canary
-from haclient.errors import ConnectFailed
 from haclient.fleet import breaker
 from haclient.fleet.fleet import Fleet
 from haclient.fleet.flight import UNAUTHENTICATED
+from haclient.fleet.look import Dialect, Look, ProbeFailed
 from haclient.fleet.node import Key, Node
 from haclient.milvus import messages
-from haclient.milvus.messages import Request
 from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict, classify
 
 #: Collections read per look, at most; the others follow in the next looks.
@@ -40,18 +40,6 @@ _SLOW_LOOKS = 3
 #: A collection is not loaded (Milvus' ErrCollectionNotLoaded).
 _NOT_LOADED = 101
 _LOAD_EVERY_S = 10.0
-
-
-class ProbeFailed(Exception):
-    """The endpoint cannot serve now.
-
-    Attributes:
-        certain: Nobody listens there at all.
-    """
-
-    def __init__(self, reason: str, *, certain: bool = False) -> None:
-        super().__init__(reason)
-        self.certain = certain
 
 
 @final
@@ -79,90 +67,33 @@ class HTTPClient:
 
 
 @final
-class Look:
-    """The repeated looks at one endpoint.
-
-    Attributes:
-        found: It has answered at least once.
-    """
+class MilvusLook(Look):
+    """The repeated looks at one endpoint of Milvus."""
 
     def __init__(self, fleet: Fleet, node: Node, loop: asyncio.AbstractEventLoop, http: HTTPClient | None) -> None:
-        self.found = False
-        self._fleet = fleet
-        self._node = node
-        self._loop = loop
+        super().__init__(fleet, node, loop)
         self._http = http
         self._identity_at = float("-inf")
         self._deep_at: dict[Key, float] = {}
         self._load_at: dict[Key, float] = {}
         self._slow = 0
 
-    async def once(self) -> None:
-        """Look once, and tell the gate."""
-        node, gate = self._node, self._node.gate
-        try:
+    async def climb(self) -> None:
+        """See `Look`: every step that is due."""
+        with _readable():
             await self._healthz()
             await self._shallow()
             await self._identify()
             await self._deep()
-        except ProbeFailed as failure:
-            self._failed(str(failure), failure.certain)
-            return
-        except ValueError as error:
-            self._failed(f"what answers there is not Milvus: {error}", certain=False)
-            return
-        node.probe_failures = 0
-        if not self.found:
-            self.found = node.found = True
-            self._fleet.balancer.changed()
-        if gate.state != breaker.CLOSED and gate.try_half_open():
-            gate.record(gate.try_acquire(), True)
 
-    async def everything(self) -> None:
-        """Look at every collection there is, for someone who wants to see it."""
-        try:
+    async def climb_all(self) -> None:
+        """See `Look`: every collection there is."""
+        with _readable():
             await self._shallow()
             self._identity_at = float("-inf")
             await self._identify()
             for key in list(self._node.catalogue):
                 await self._read(key)
-        except (ProbeFailed, ValueError) as failure:
-            self._failed(str(failure), certain=False)
-
-    def _failed(self, reason: str, certain: bool) -> None:
-        node, gate = self._node, self._node.gate
-        node.probe_failures += 1
-        node.last_error = reason
-        node.life += certain
-        if gate.state == breaker.HALF_OPEN:
-            gate.record(gate.try_acquire(), False)
-        elif certain or not node.found or node.probe_failures >= self._fleet.config.health.down_after:
-            # One that has never answered is given no benefit of the doubt.
-            gate.open(f"probe: {reason}")
-
-    async def _ask(self, request: Request, timeout_s: float | None = None) -> tuple[Reply, Verdict]:
-        """Send one request on the probe connection; raises `ProbeFailed` if the endpoint is at fault."""
-        node = self._node
-        future: asyncio.Future[Outcome] = self._loop.create_future()
-        handle = node.probe.start(
-            request.method.path,
-            request.message,
-            request.metadata + node.cluster.authorization,
-            timeout_s or self._fleet.config.health.timeout_s,
-            lambda outcome: None if future.done() else future.set_result(outcome),
-        )
-        try:
-            outcome = await future
-        except asyncio.CancelledError:
-            handle.cancel()
-            raise
-        if not isinstance(outcome, Reply):
-            raise ProbeFailed(f"{request.method.name}: {outcome}", certain=isinstance(outcome, ConnectFailed))
-        node.heard_at = self._loop.time()
-        verdict = classify(request.method, outcome, node.flavour)
-        if verdict.action is Action.FAILOVER:
-            raise ProbeFailed(f"{request.method.name}: {verdict.reason}")
-        return outcome, verdict
 
     async def _healthz(self) -> None:
         cluster = self._node.cluster.config
@@ -174,7 +105,7 @@ class Look:
 
     async def _shallow(self) -> None:
         node = self._node
-        reply, verdict = await self._ask(messages.connect(database=self._fleet.config.database))
+        reply, verdict = await self.ask(messages.connect(database=self._fleet.config.database))
         self._fleet.deny(node, reply.code == UNAUTHENTICATED)
         if verdict.action is Action.OK:
             server = messages.read_connect(reply.message)
@@ -185,7 +116,7 @@ class Look:
             node.last_error = verdict.reason
 
     async def identify_anew(self) -> None:
-        """List the collections now, if the endpoint answers."""
+        """See `Look`: list the collections now, if the endpoint answers."""
         self._identity_at = float("-inf")
         with suppress(ProbeFailed, ValueError):
             await self._identify()
@@ -198,7 +129,7 @@ class Look:
         databases = {key[0] for key in self._fleet.in_use()} | {self._fleet.config.database}
         catalogue: dict[Key, int] = {}
         for database in sorted(databases):
-            reply, verdict = await self._ask(messages.show_collections(database=database))
+            reply, verdict = await self.ask(messages.show_collections(database=database))
             if verdict.action is Action.OK:
                 found = messages.read_collections(reply.message)
                 catalogue.update({(database, name): collection.id for name, collection in found.items()})
@@ -207,7 +138,7 @@ class Look:
             self._node.met_at = min(self._node.met_at, now)
         if not self._node.version:
             # milvus-lite does not say it in Connect.
-            reply, verdict = await self._ask(messages.get_version())
+            reply, verdict = await self.ask(messages.get_version())
             if verdict.action is Action.OK:
                 self._node.version = messages.read_version(reply.message).version
 
@@ -236,7 +167,7 @@ class Look:
         if name is None:
             return
         start = self._loop.time()
-        reply, verdict = await self._ask(messages.read_one(key[1], name, database=key[0]))
+        reply, verdict = await self.ask(messages.read_one(key[1], name, database=key[0]))
         took = self._loop.time() - start
         if verdict.action is not Action.OK:
             await self._unready(key, verdict)
@@ -262,7 +193,7 @@ class Look:
     async def _key_name(self, key: Key) -> str | None:
         known = self._fleet.keys.get(key)
         if known is None:
-            reply, verdict = await self._ask(messages.describe_collection(key[1], database=key[0]))
+            reply, verdict = await self.ask(messages.describe_collection(key[1], database=key[0]))
             if verdict.action is not Action.OK:
                 await self._unready(key, verdict)
                 return None
@@ -282,7 +213,7 @@ class Look:
             if now - self._load_at.get(key, float("-inf")) >= _LOAD_EVERY_S:
                 self._load_at[key] = now
                 timeout_s = fleet.config.timeouts.ddl_s
-                await self._ask(messages.load_collection(key[1], database=key[0]), timeout_s)
+                await self.ask(messages.load_collection(key[1], database=key[0]), timeout_s)
 
     async def _sings(self, canary: Canary, key_name: str) -> bool:
         """Ask for what is known to be there; raise the alarm if it is not."""
@@ -291,11 +222,11 @@ class Look:
             request = messages.search(
                 canary.collection, canary.anns_field, canary.vector, canary.limit, database=canary.database
             )
-            reply, verdict = await self._ask(request)
+            reply, verdict = await self.ask(request)
             got = messages.read_search_keys(reply.message) if verdict.action is Action.OK else []
         else:
             request = messages.read_where(canary.collection, key_name, canary.filter, database=canary.database)
-            reply, verdict = await self._ask(request)
+            reply, verdict = await self.ask(request)
             got = messages.read_query_keys(reply.message, key_name) if verdict.action is Action.OK else []
         missing = [key for key in canary.expect if key not in got]
         if not missing:
@@ -316,3 +247,14 @@ class Look:
             raise ProbeFailed(reason)
         if self._slow >= _SLOW_LOOKS:
             node.gate.open(reason)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ProbeFailed(f"what answers there is not Milvus: {error}") from error
+
+
+MILVUS: Final = Dialect(classify, MilvusLook)
