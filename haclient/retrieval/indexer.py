@@ -159,7 +159,9 @@ class Indexer:
 
     async def _add(self, sources: Sources, progress: Progress) -> Report:
         fingerprint = await self._embedder.fingerprint()
-        description = await schema.ensure(self._milvus, self.collection, fingerprint, hybrid=self._hybrid)
+        description = await schema.ensure(
+            self._milvus, self.collection, fingerprint, hybrid=self._hybrid, servers=self._servers()
+        )
         tally = _Tally(len(sources) if isinstance(sources, Sized) else None, progress)
         reader = _Reader(
             sources, partial(cut, splitter=self._splitter, text_bytes=schema.text_bytes(description)), tally
@@ -184,6 +186,9 @@ class Indexer:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return tally.report
+
+    def _servers(self) -> str:
+        return ", ".join(endpoint.name for cluster in self._host.config.clusters for endpoint in cluster.endpoints)
 
     async def _index(self, batch: _Batch, rows: _Rows, fingerprint: Fingerprint, tally: _Tally) -> None:
         """Make the rows of these sources what they should be: write what is missing, then delete what is too much."""
