@@ -14,7 +14,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import pymilvus
 from pymilvus.exceptions import MilvusException
@@ -27,7 +27,6 @@ from haclient.events import EventBus, Listener
 from haclient.fleet.model import FleetView
 from haclient.host import Host
 from haclient.listeners.logging import LoggingListener
-from haclient.portal import Portal
 from haclient.seam import ConfigError, make_handler, milvus_error
 
 T = TypeVar("T")
@@ -56,8 +55,8 @@ class DropIn:
         ConfigError: What is given is wrong; the message says where and what to write.
     """
 
-    #: Where the core lives; None is the loop of the first call.
-    _home: Callable[[], Portal] | None = None
+    #: Whether the core lives on the portal's loop, not on that of the first call.
+    _on_portal: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -85,7 +84,9 @@ class DropIn:
         self._bus.subscribe(LoggingListener(), per_call=False)
         # A file that has changed is read with the same arguments beside it.
         #: Holds the core; for what is built on this client.
-        self.host = Host(settings, lambda: Config.load(None, settings.source, **kwargs), self._bus, self._home)
+        self.host = Host(
+            settings, lambda: Config.load(None, settings.source, **kwargs), self._bus, on_portal=self._on_portal
+        )
         self._using = f"haclient-{next(_numbers)}"
         self._timeout = timeout
         self._manager = None
@@ -118,19 +119,20 @@ class DropIn:
         """Return what pymilvus calls the kind of server: always self-hosted here."""
         return "milvus"
 
-    async def _start(self) -> None:
+    async def _start(self) -> Core:
         """Start the core, if no call has done so."""
         core = await self.host.enter()
         try:
             await core.start()
         except errors.ConfigError as error:
             raise milvus_error(error) from error
+        return core
 
     async def _refresh(self) -> FleetView:
-        return await (await self.host.enter()).refresh()
+        return await (await self._start()).refresh()
 
     def _shut(self) -> None:
-        """Refuse new calls, and be forgotten by pymilvus; the host is closed after it."""
+        """Refuse new calls, and be forgotten by pymilvus."""
         self._closed = True
         self._finalizer.detach()
         _unregister(self._using)

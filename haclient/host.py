@@ -13,18 +13,20 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import Any, TypeVar, final
 
 from haclient.call import Call, Metadata, Method, Reply
 from haclient.config import Config, EndpointConfig
 from haclient.core import Core
 from haclient.events import EventBus
-from haclient.portal import Portal, portal, wait
+from haclient.portal import Pending, portal, wait
 from haclient.seam import ConfigError
 from haclient.transport import connector
 
 T = TypeVar("T")
+
+#: Makes a core that lives on a loop.
+Build = Callable[[Config, EventBus, asyncio.AbstractEventLoop], Core]
 
 _forks = 0
 _lite_starts = threading.Lock()
@@ -41,29 +43,51 @@ if hasattr(os, "register_at_fork"):
 
 @final
 class Host:
-    """Makes, finds and closes the core for the loop at hand. Holds no reference to the client."""
+    """Makes, finds and closes the core for the loop at hand. Holds no reference to the client.
+
+    Args:
+        config: What is configured.
+        reload: Reads the configuration again, when its file has changed.
+        bus: Takes events.
+        on_portal: The core is to live on the portal's loop, not on the first caller's.
+        what: What the errors call its owner.
+        build: Makes the core; one for Milvus unless given.
+    """
 
     def __init__(
-        self, config: Config, reload: Callable[[], Config], bus: EventBus, home: Callable[[], Portal] | None = None
+        self,
+        config: Config,
+        reload: Callable[[], Config],
+        bus: EventBus,
+        *,
+        on_portal: bool = False,
+        what: str = "client",
+        build: Build | None = None,
     ) -> None:
         self.config = config
-        #: Gives the portal that the core lives on, if it is not to live on the first caller's loop.
-        self._home = home
-        self._reload = reload
         self.bus = bus
-        self.core: Core | None = None
         self.closed = False
+        self._on_portal = on_portal
+        self._what = what
+        self._build = build or _milvus_core
+        self._reload = reload
+        self._core: Core | None = None
         self._forks = _forks
         self._following: asyncio.Task[None] | None = None
+
+    @property
+    def core(self) -> Core | None:
+        """The core that this process has made, if any."""
+        return self._core if self._forks == _forks else None
 
     async def request(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Reply:
         """Answer one call on the running loop; see `haclient.core.Core.request`."""
         core = self.core
-        if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
+        if core is None or core.loop is not asyncio.get_running_loop():
             core = await self.enter()
         return await core.request(method, message, metadata, timeout_s)
 
-    def submit(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Future[Reply]:
+    def submit(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Pending[Reply]:
         """Start one call on the portal's loop, for a thread to wait for."""
         return portal().submit(self.request(method, message, metadata, timeout_s))
 
@@ -72,7 +96,7 @@ class Host:
     ) -> tuple[Reply, Call]:
         """Answer one call, and say how it went; see `haclient.core.Core.answer`."""
         core = self.core
-        if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
+        if core is None or core.loop is not asyncio.get_running_loop():
             core = await self.enter()
         return await core.answer(method, message, metadata, timeout_s)
 
@@ -97,37 +121,38 @@ class Host:
 
     def _loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that everything has to happen on, None if any will do."""
-        if self._home is not None:
-            return self._home().loop
+        if self._on_portal:
+            return portal().loop
         core = self.core
-        return core.loop if core is not None and self._forks == _forks and not core.loop.is_closed() else None
+        return core.loop if core is not None and not core.loop.is_closed() else None
 
     async def enter(self) -> Core:
         """Return the core of the running loop, making it if need be."""
         if self.closed:
-            raise ConfigError("this client is closed; make a new one")
+            raise ConfigError(f"this {self._what} is closed; make a new one")
         loop = asyncio.get_running_loop()
         core = self.core
-        if core is not None and self._forks == _forks:
+        if core is not None:
             if core.loop is loop:
                 return core
             if not core.loop.is_closed():
                 raise ConfigError(
-                    "this client is in use on another event loop; connections cannot be shared between loops, so make "
-                    "one client per loop"
+                    f"this {self._what} is in use on another event loop; connections cannot be shared between loops, "
+                    f"so make one {self._what} per loop"
                 )
+        if self._on_portal and loop is not portal().loop:
+            raise ConfigError("the core of a MilvusClient lives on the portal's event loop, and answers only there")
         self._forks = _forks
-        self.core = None
+        self._core = None
         return await self._make(loop)
 
     async def _make(self, loop: asyncio.AbstractEventLoop) -> Core:
         config = await _with_local_servers(self.config)
         if self.closed:
-            raise ConfigError("this client was closed while it started")
-        if self.core is not None and self.core.loop is loop:
-            return self.core  # another first call was quicker
-        rng = random.Random()
-        core = self.core = Core(config, connector(config, loop, rng), self.bus, rng, loop, time.monotonic)
+            raise ConfigError(f"this {self._what} was closed while it started")
+        if self._core is not None and self._core.loop is loop:
+            return self._core  # another first call was quicker
+        core = self._core = self._build(config, self.bus, loop)
         if config.source is not None:
             source = config.source
             self._following = loop.create_task(core.follow(lambda: _stamp(source), self._reload))
@@ -136,17 +161,24 @@ class Host:
     async def aclose(self) -> None:
         """Stop probing and close every connection, if this is the core's loop."""
         self.closed = True
-        core, self.core = self.core, None
-        if core is None or core.loop is not asyncio.get_running_loop() or self._forks != _forks:
+        core, self._core = self.core, None
+        if core is None or core.loop is not asyncio.get_running_loop():
             return
         if self._following is not None:
             self._following.cancel()
         await core.aclose()
 
+    def close(self) -> None:
+        """Close the core, if there is one, and block until that is done."""
+        if self.core is None:
+            self.closed = True
+        else:
+            self.run(self.aclose())
+
     def forget(self) -> None:
         """Close in the background, when a client was dropped without ``close()``."""
         core = self.core
-        if core is not None and not self.closed and self._forks == _forks and not core.loop.is_closed():
+        if core is not None and not self.closed and not core.loop.is_closed():
             core.loop.call_soon_threadsafe(lambda: core.loop.create_task(self.aclose()))
 
 
@@ -157,6 +189,11 @@ def _stamp(path: os.PathLike[str]) -> object:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _milvus_core(config: Config, bus: EventBus, loop: asyncio.AbstractEventLoop) -> Core:
+    rng = random.Random()
+    return Core(config, connector(config, loop, rng), bus, rng, loop, time.monotonic)
 
 
 async def _with_local_servers(config: Config) -> Config:

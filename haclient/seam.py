@@ -4,7 +4,7 @@ pymilvus' own client runs unchanged on top; what it believes to be a gRPC channe
 for `haclient.core.Core`. Three things are bent, and pinned by tests against each pymilvus supported:
 
 - its retry decorator is taken off every method (it would retry inserts, and hide our errors behind its own);
-- the handlers never dial, authenticate or introduce themselves: endpoints and credentials are the core's;
+- the handler never dials, authenticates or introduces itself: endpoints and credentials are the core's;
 - errors become `pymilvus.exceptions.MilvusException`s that are also ours, so either ``except`` clause works.
 """
 
@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import CancelledError, Future
-from typing import Any, Protocol, final
+from typing import Any, Protocol
 
 import grpc
 from pymilvus import decorators
+from pymilvus.client import ts_utils
 from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
-from pymilvus.client.grpc_handler import GrpcHandler
 from pymilvus.exceptions import MilvusException
-from pymilvus.grpc_gen.milvus_pb2_grpc import MilvusServiceStub
 
 from haclient import errors
 from haclient.call import Metadata, Method, Reply
@@ -37,13 +35,6 @@ class Requester(Protocol):
         self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None, /
     ) -> Awaitable[Reply]:
         """Answer one unary call."""
-
-
-class BlockingRequester(Protocol):
-    """What answers calls of threads."""
-
-    def __call__(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None, /) -> Future[Reply]:
-        """Start one unary call."""
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
@@ -103,7 +94,7 @@ def milvus_error(error: errors.CallError | errors.ConfigError) -> errors.HAClien
 # --- the channel ------------------------------------------------------------------------------------------------
 
 
-class _Channel:
+class Channel:
     """What both kinds of channel have in common.
 
     Args:
@@ -122,7 +113,7 @@ class _Channel:
     stream_unary = stream_stream = unary_stream
 
 
-class StubChannel(_Channel):
+class StubChannel(Channel):
     """What pymilvus' generated stubs take for a ``grpc.aio.Channel``; ``request`` is a `Requester`."""
 
     def __init__(self, request: Requester, database: str = "") -> None:
@@ -149,12 +140,12 @@ class StubChannel(_Channel):
         ) -> Any:
             if message is None:
                 message = keywords["request"]
-            fields = _metadata(metadata, self.database)
+            fields = fields_of(metadata, self.database)
             try:
                 reply = await request(method, request_serializer(message), fields, timeout)
             except (errors.CallError, errors.ConfigError) as error:
                 raise milvus_error(error) from error
-            return _message(method, reply, response_deserializer)
+            return message_of(method, reply, response_deserializer)
 
         return call
 
@@ -165,131 +156,14 @@ class StubChannel(_Channel):
         """Do nothing: the client closes the core."""
 
 
-class BlockingStubChannel(_Channel):
-    """What pymilvus' generated stubs take for a ``grpc.Channel``; ``request`` is a `BlockingRequester`."""
-
-    def unary_unary(
-        self,
-        path: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Callable[[bytes], Any],
-        **_: Any,
-    ) -> BlockingCall:
-        """Make the callable of one RPC."""
-        return BlockingCall(self, methods.method(path), request_serializer, response_deserializer)
-
-    def start(self, method: Method, message: bytes, metadata: Any, timeout_s: float | None) -> Future[Reply]:
-        """Start a call."""
-        reply: Future[Reply] = self._request(method, message, _metadata(metadata, self.database), timeout_s)
-        return reply
-
-    def subscribe(self, callback: Callable[..., Any], try_to_connect: bool = False) -> None:
-        """Do nothing: there is no one connection whose state could change."""
-
-    def unsubscribe(self, callback: Callable[..., Any]) -> None:
-        """Do nothing; see `subscribe`."""
-
-    def close(self) -> None:
-        """Do nothing: the client closes the core."""
-
-
-@final
-class BlockingCall:
-    """The callable of one RPC, as the stubs of a ``grpc.Channel`` have them."""
-
-    __slots__ = ("_channel", "_deserialize", "_method", "_serialize")
-
-    def __init__(
-        self,
-        channel: BlockingStubChannel,
-        method: Method,
-        serialize: Callable[[Any], bytes],
-        deserialize: Callable[[bytes], Any],
-    ) -> None:
-        self._channel = channel
-        self._method = method
-        self._serialize = serialize
-        self._deserialize = deserialize
-
-    def __call__(self, request: Any, timeout: float | None = None, metadata: Any = None, **_: Any) -> Any:
-        """Send a request and wait for its reply."""
-        return self.future(request, timeout, metadata).result()
-
-    def future(self, request: Any, timeout: float | None = None, metadata: Any = None, **_: Any) -> CallFuture:
-        """Send a request."""
-        reply = self._channel.start(self._method, self._serialize(request), metadata, timeout)
-        return CallFuture(self._method, reply, self._deserialize)
-
-
-@final
-class CallFuture:
-    """A call under way, as gRPC's futures are; the reply is parsed by the thread that asks for it."""
-
-    __slots__ = ("_deserialize", "_method", "_reply")
-
-    def __init__(self, method: Method, reply: Future[Reply], deserialize: Callable[[bytes], Any]) -> None:
-        self._method = method
-        self._reply = reply
-        self._deserialize = deserialize
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait for the reply; an interrupt cancels the call.
-
-        Raises:
-            grpc.FutureTimeoutError: It did not come within ``timeout`` seconds; the call goes on.
-            grpc.FutureCancelledError: The call was cancelled.
-        """
-        try:
-            reply = self._reply.result(timeout)
-        except (errors.CallError, errors.ConfigError) as error:
-            raise milvus_error(error) from error
-        except TimeoutError:
-            raise grpc.FutureTimeoutError from None
-        except CancelledError:
-            raise grpc.FutureCancelledError from None
-        except BaseException:
-            self._reply.cancel()
-            raise
-        return _message(self._method, reply, self._deserialize)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the reply, and return the error that `result` raises."""
-        try:
-            self.result(timeout)
-        except (grpc.FutureTimeoutError, grpc.FutureCancelledError):
-            raise
-        except Exception as error:
-            return error
-        return None
-
-    def cancel(self) -> bool:
-        """Cancel the call."""
-        return self._reply.cancel()
-
-    def cancelled(self) -> bool:
-        """Say whether the call was cancelled."""
-        return self._reply.cancelled()
-
-    def running(self) -> bool:
-        """Say whether the reply is still awaited."""
-        return not self._reply.done()
-
-    def done(self) -> bool:
-        """Say whether the reply, or an error, is there."""
-        return self._reply.done()
-
-    def add_done_callback(self, callback: Callable[[CallFuture], Any]) -> None:
-        """Call a function when the call is done, on the portal's thread: it must not block."""
-        self._reply.add_done_callback(lambda _: callback(self))
-
-
-def _message(method: Method, reply: Reply, deserialize: Callable[[bytes], Any]) -> Any:
+def message_of(method: Method, reply: Reply, deserialize: Callable[[bytes], Any]) -> Any:
+    """Parse a reply; one that is a refusal is raised."""
     if reply.code:
         raise _refusal(method, reply)
     return deserialize(reply.message)
 
 
-def _metadata(metadata: Any, database: str) -> Metadata:
+def fields_of(metadata: Any, database: str) -> Metadata:
     """Keep what says something; an empty value is what its absence says."""
     fields = tuple((name, value) for name, value in metadata if value) if metadata else ()
     if database and not any(name == "dbname" for name, _ in fields):
@@ -316,7 +190,7 @@ def _no_streams(path: str) -> Callable[..., Any]:
     return call
 
 
-# --- the handlers -----------------------------------------------------------------------------------------------
+# --- the handler ------------------------------------------------------------------------------------------------
 
 
 def _bare(function: Any) -> Any:
@@ -331,7 +205,8 @@ def _bare(function: Any) -> Any:
     return decorators.error_handler(func_name=function.__name__)(function.__wrapped__)
 
 
-def _without_retries(handler: type) -> dict[str, Any]:
+def without_retries(handler: type) -> dict[str, Any]:
+    """Return the methods of a handler that pymilvus would retry, without their retries."""
     functions = inspect.getmembers(handler, inspect.isfunction)
     return {name: bare for name, function in functions if (bare := _bare(function)) is not None}
 
@@ -340,35 +215,8 @@ async def _ready(self: Any, *_: Any, **__: Any) -> None:
     """Nothing to wait for: the core starts with the first call."""
 
 
-def _plain_stub(self: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    """Make the stub without interceptors: credentials are the core's."""
-    self._final_channel, self._stub = self._channel, MilvusServiceStub(self._channel)
-    return self._final_channel, self._stub
-
-
-def _introduced(self: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    """Nobody to be introduced to."""
-    return self._final_channel, self._stub
-
-
-def _database(self: Any, db_name: str | None) -> None:
-    """Change the connection's database, which only pymilvus 2.5 does."""
-    self._channel.database = db_name or ""
-
-
-#: pymilvus' handlers over our channels.
-Handler = type("Handler", (AsyncGrpcHandler,), {**_without_retries(AsyncGrpcHandler), "ensure_channel_ready": _ready})
-BlockingHandler = type(
-    "BlockingHandler",
-    (GrpcHandler,),
-    {
-        **_without_retries(GrpcHandler),
-        "_setup_grpc_channel": _plain_stub,
-        "_setup_identifier_interceptor": _introduced,
-        "_wait_for_channel_ready": _introduced,
-        "_setup_db_interceptor": _database,
-    },
-)
+#: pymilvus' handler over our channel.
+Handler = type("Handler", (AsyncGrpcHandler,), {**without_retries(AsyncGrpcHandler), "ensure_channel_ready": _ready})
 
 
 def make_handler(request: Requester, address: str, database: str) -> Any:
@@ -376,6 +224,11 @@ def make_handler(request: Requester, address: str, database: str) -> Any:
     return Handler(channel=StubChannel(request, database), address=address)
 
 
-def make_blocking_handler(request: BlockingRequester, address: str, database: str) -> Any:
-    """Make a handler for blocking calls; see `make_handler`."""
-    return BlockingHandler(channel=BlockingStubChannel(request, database), address=address, db_name=database)
+#: pymilvus 2.5 remembers a write by the collection's name alone.
+_BY_NAME_ONLY = len(inspect.signature(ts_utils.get_collection_ts).parameters) == 1
+
+
+def last_write(address: str, database: str, collection: str) -> int:
+    """Return the timestamp of a client's last write to a collection, 0 if it has made none."""
+    key = (collection,) if _BY_NAME_ONLY else (collection, address, database)
+    return int(ts_utils.get_collection_ts(*key) or 0)

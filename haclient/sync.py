@@ -13,11 +13,11 @@ from typing import Any, Self, TypeVar
 
 import pymilvus
 
+from haclient.blocking import make_blocking_handler
 from haclient.client import DropIn
 from haclient.core import Core
 from haclient.fleet.model import FleetView
 from haclient.portal import portal
-from haclient.seam import make_blocking_handler
 
 T = TypeVar("T")
 
@@ -25,16 +25,13 @@ T = TypeVar("T")
 class MilvusClient(DropIn, pymilvus.MilvusClient):  # type: ignore[misc]
     """pymilvus' MilvusClient whose calls survive the failure of any single server; `DropIn` says what it takes."""
 
-    _home = staticmethod(portal)
+    _on_portal = True
 
     def _make_handler(self, database: str) -> Any:
         return make_blocking_handler(self.host.submit, self._using, database)
 
     def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
-        async def call() -> T:
-            return function(core)
-
-        return self.host.run(call())
+        return portal().call(lambda: function(core))
 
     def refresh(self) -> FleetView:
         """Probe every endpoint and collection now, and return what was found."""
@@ -42,8 +39,8 @@ class MilvusClient(DropIn, pymilvus.MilvusClient):  # type: ignore[misc]
 
     def close(self) -> None:
         """Stop probing and close every connection."""
+        self.host.close()
         self._shut()
-        self.host.run(self.host.aclose())
 
     def __enter__(self) -> Self:
         self.host.run(self._start())
