@@ -110,6 +110,8 @@ class Indexer:
         in_flight: int = 2,
         hybrid: bool = False,
     ) -> None:
+        if not collection:
+            raise ConfigError("the collection's name is empty")
         for name, value in (("batch_rows", batch_rows), ("in_flight", in_flight)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -278,6 +280,8 @@ class _Reader:
 
     async def _chunks(self, source: Source) -> list[Chunk]:
         """Cut a source; one that cannot be indexed has no chunks, and is in the report."""
+        if not isinstance(source, Source):
+            raise TypeError(f"sources are of type Source, got {type(source).__name__}")
         number = hash(source.id)
         if number in self._seen:
             self._tally.fail(source, "another source of this run has the same id; an id names one source")
