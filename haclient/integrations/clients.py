@@ -60,8 +60,8 @@ class SharedAsyncClient(AsyncMilvusClient):
     def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
         return self._client._on_core(core, function)
 
-    async def _start(self) -> None:
-        await self.host.bring(super()._start())
+    async def _start(self) -> Core:
+        return await self.host.bring(super()._start())
 
     async def refresh(self) -> FleetView:
         """Probe every endpoint and collection now, and return what was found."""
