@@ -167,6 +167,7 @@ async def test_a_server_that_dies_ends_the_run_and_the_next_one_finishes(lite_se
         assert "while indexing 'file" in raised.value.__notes__[0]
         await server.start()
         await client.refresh()
+        assert read_fingerprint(await client.describe_collection("docs")) == await embedder.fingerprint()
         report = await make_indexer(client, embedder).add(sources())
     assert report.added + report.unchanged == 120
     assert report.unchanged >= 24
