@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -229,22 +229,20 @@ class _Demo:
             async with asyncio.TaskGroup() as group:
                 for server in self.servers.values():
                     group.create_task(launch(server))
-                rows = await _in_thread(self._embed)
+                rows = await self._embed()
             async with asyncio.TaskGroup() as group:
                 for name, server in self.servers.items():
                     bar = progress.add_task(f"loading the Python language reference into {name}", total=len(rows))
                     group.create_task(_in_thread(_load, server.uri, rows, _advance(progress, bar)))
         self.console.print(f"Three milvus-lite servers serve {len(rows)} passages of the Python reference each.")
 
-    def _embed(self) -> list[dict[str, Any]]:
+    async def _embed(self) -> list[dict[str, Any]]:
         """Embed passages and questions, and find the best passages of each question by exact search."""
-        import haclient.client  # noqa: F401, PLC0415 - takes a second, while the servers start
-
-        passages = self.passages = read_corpus()
+        passages = self.passages = await _in_thread(_read)
         texts = [passage.words for passage in passages]
-        embedder = make_embedder(self.options.embedder, texts)
-        vectors = embedder.embed(texts)
-        self.questions = embedder.embed([question.text for question in QUESTIONS])
+        async with aclosing(await _in_thread(make_embedder, self.options.embedder, texts)) as embedder:
+            vectors = await embedder.embed(texts)
+            self.questions = await embedder.embed([question.text for question in QUESTIONS], queries=True)
         self.best = best_passages(self.questions, vectors)
         return [
             {"id": i, "topic": p.topic, "title": p.title, "text": p.text, "vector": vector.tolist()}
@@ -253,7 +251,7 @@ class _Demo:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[AsyncMilvusClient]:
-        from haclient.client import AsyncMilvusClient  # noqa: PLC0415 - see `_embed`
+        from haclient.client import AsyncMilvusClient  # noqa: PLC0415 - see `_read`
 
         clusters = [{"name": n, "endpoints": [{"name": n, "uri": s.uri}]} for n, s in self.servers.items()]
         config = {"cluster": clusters, "health": {"load_collections": True}}
@@ -362,6 +360,12 @@ class _Demo:
                 screen.update(draw(), refresh=True)
 
 
+def _read() -> list[Passage]:
+    import haclient.client  # noqa: F401, PLC0415 - takes a second, while the servers start
+
+    return read_corpus()
+
+
 def make_embedder(name: str, texts: Sequence[str]) -> Embedder:
     """Make what ``--embedder`` names, ready for these texts."""
     kind, _, model = name.partition(":")
@@ -383,7 +387,7 @@ def _advance(progress: Progress, bar: Any) -> Callable[[int], None]:
 
 def _load(uri: str, rows: Sequence[dict[str, Any]], done: Callable[[int], None]) -> None:
     """Fill one server with plain pymilvus, as any program would."""
-    from pymilvus import DataType  # noqa: PLC0415 - see `_embed`
+    from pymilvus import DataType  # noqa: PLC0415 - see `_read`
 
     client = _connect(uri)
     try:
@@ -408,7 +412,7 @@ def _load(uri: str, rows: Sequence[dict[str, Any]], done: Callable[[int], None])
 
 
 def _connect(uri: str) -> Any:
-    from pymilvus import MilvusClient  # noqa: PLC0415 - see `_embed`
+    from pymilvus import MilvusClient  # noqa: PLC0415 - see `_read`
 
     return MilvusClient(uri, timeout=_PATIENCE_S)
 

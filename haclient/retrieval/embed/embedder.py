@@ -15,7 +15,7 @@ from typing import Protocol, Self, final, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from haclient.errors import EmbeddingError
+from haclient.errors import BadQuery, EmbeddingError
 
 Vectors = npt.NDArray[np.float32]
 
@@ -76,6 +76,23 @@ class Embedder(Protocol):
     async def aclose(self) -> None:
         """Stop its threads and close its connections."""
         ...
+
+
+def listed(texts: Sequence[str]) -> list[str]:
+    """Return the texts as a list, or say what is wrong with them.
+
+    Raises:
+        BadQuery: They are a single string, whose letters nobody wants embedded, or one of them is no text.
+    """
+    if isinstance(texts, str):
+        raise BadQuery("embed takes a sequence of texts and got a single one; write embed([text])")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise BadQuery(f"text number {number} is of type {type(text).__name__}; write a string")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadQuery(f"text number {number} holds half a character (a lone surrogate); decode it anew")
+    return found
 
 
 def checked(vectors: object, count: int, dimension: int, *, who: str) -> Vectors:

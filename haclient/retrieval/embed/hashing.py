@@ -1,47 +1,33 @@
-"""From text to vectors.
+"""Vectors without a model.
 
-Decision made here: an embedder is two members, so that any model fits behind it, and the default one needs no
-model. `HashingEmbedder` knows words and spelling, not meaning; it is there for demos and tests, is the same in
-every process and on every platform, and needs nothing but numpy.
+Decision made here: demos and tests get an embedder that knows words and spelling, not meaning, is the same in every
+process and on every platform, and needs nothing but numpy.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import importlib.util
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, Self, final
+from typing import Self, final
 
 import numpy as np
-import numpy.typing as npt
 
 from haclient.errors import ConfigError
+from haclient.retrieval.embed.embedder import Fingerprint, Vectors, listed
 
-Vectors = npt.NDArray[np.float32]
-
-
-class Embedder(Protocol):
-    """Turns texts into vectors of length 1, of one dimension."""
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in a vector."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one row per text, shape ``[len(texts), dimension]``."""
-        ...
-
-
+_MODEL = "haclient-hashing"
 _WORD = re.compile(r"[a-z0-9_]+|[^\sa-z0-9_]{2,3}")
 #: How much a pair of words, and a piece of a word, count against a word.
 _PAIR_WEIGHT = 0.3
 _PIECE_WEIGHT = 0.7
 _PIECE_LETTERS = 4
+#: More letters than this are embedded in a thread, since they take more than some milliseconds.
+_LETTERS_AT_ONCE = 2000
 
 
 @final
@@ -64,11 +50,7 @@ class HashingEmbedder:
         self._dimension = dimension
         self._texts = 0
         self._holding: Counter[str] = Counter()
-
-    @property
-    def dimension(self) -> int:
-        """See `Embedder`."""
-        return self._dimension
+        self._model = _MODEL
 
     def fit(self, texts: Iterable[str]) -> Self:
         """Learn how rare each feature is. Vectors made before do not compare with those made after."""
@@ -76,10 +58,25 @@ class HashingEmbedder:
         for text in texts:
             self._texts += 1
             self._holding.update({name for name, _ in _features(text)})
+        self._model = f"{_MODEL}-{self._digest()}"
         return self
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """See `Embedder`. A text without a known word is the zero vector."""
+    async def fingerprint(self) -> Fingerprint:
+        """See `Embedder`. What was learnt by `fit` is part of the model's name."""
+        return Fingerprint(self._model, self._dimension, normalised=True)
+
+    async def embed(self, texts: Sequence[str], *, queries: bool = False) -> Vectors:
+        """See `Embedder` and `vectors`."""
+        wanted = listed(texts)
+        if sum(map(len, wanted)) <= _LETTERS_AT_ONCE:
+            return self.vectors(wanted)
+        return await asyncio.to_thread(self.vectors, wanted)
+
+    async def aclose(self) -> None:
+        """See `Embedder`; it holds nothing."""
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return one row per text, where nothing has to be awaited. A text without a known word is the zero vector."""
         rows = np.zeros((len(texts), self._dimension), dtype=np.float64)
         for row, text in zip(rows, texts, strict=True):
             counts: Counter[tuple[str, float]] = Counter(_features(text))
@@ -89,6 +86,12 @@ class HashingEmbedder:
                 row[(number >> 1) % self._dimension] += sign * weight * self._rarity(name) * (1.0 + math.log(count))
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         return (rows / np.where(lengths > 0.0, lengths, 1.0)).astype(np.float32)
+
+    def _digest(self) -> str:
+        learnt = hashlib.blake2b(str(self._texts).encode(), digest_size=4)
+        for name, count in sorted(self._holding.items()):
+            learnt.update(f"{name}\n{count}\n".encode())
+        return learnt.hexdigest()
 
     def _rarity(self, name: str) -> float:
         if not self._texts:
@@ -114,38 +117,3 @@ def _features(text: str) -> Iterator[tuple[str, float]]:
         framed = f"<{word}>"
         for i in range(len(framed) - _PIECE_LETTERS + 1):
             yield "#" + framed[i : i + _PIECE_LETTERS], _PIECE_WEIGHT
-
-
-@final
-class SentenceTransformerEmbedder:
-    """A model of the package ``sentence-transformers``, run in this process.
-
-    Args:
-        model: Its name on the Hugging Face hub, or a folder.
-
-    Raises:
-        ConfigError: The package is not installed, or the model cannot be loaded.
-    """
-
-    def __init__(self, model: str = "sentence-transformers/all-MiniLM-L6-v2") -> None:
-        if importlib.util.find_spec("sentence_transformers") is None:
-            raise ConfigError(
-                "the embedder sentence-transformers is not installed: pip install 'haclient[sentence-transformers]'"
-            )
-        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds, and gigabytes
-
-        try:
-            self._model: Any = SentenceTransformer(model)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"the model {model!r} cannot be loaded: {error}") from error
-        self._dimension = int(self._model.get_sentence_embedding_dimension())
-
-    @property
-    def dimension(self) -> int:
-        """See `Embedder`."""
-        return self._dimension
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """See `Embedder`."""
-        rows = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(rows, dtype=np.float32)
