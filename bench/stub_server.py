@@ -20,7 +20,10 @@ def replies() -> dict[str, bytes]:
     from pymilvus.grpc_gen import milvus_pb2 as pb
 
     server = {"build_tags": "v2.3.5", "deploy_mode": "STANDALONE"}
-    schema = {"name": "docs", "fields": [{"name": "id", "is_primary_key": True, "data_type": 5}]}
+    vector = {"name": "vector", "data_type": 101, "type_params": [{"key": "dim", "value": "384"}]}
+    key = {"name": "id", "is_primary_key": True, "data_type": 5}
+    schema = {"name": "docs", "fields": [key, vector], "enable_dynamic_field": True}
+    index = {"field_name": "vector", "index_name": "vector", "params": [{"key": "metric_type", "value": "COSINE"}]}
     return {
         "Search": (DATA / "search_reply.bin").read_bytes(),
         "Connect": pb.ConnectResponse(identifier=1, server_info=server).SerializeToString(),
@@ -28,6 +31,7 @@ def replies() -> dict[str, bytes]:
             collection_names=["docs"], collection_ids=[1], created_timestamps=[1]
         ).SerializeToString(),
         "DescribeCollection": pb.DescribeCollectionResponse(schema=schema, collectionID=1).SerializeToString(),
+        "DescribeIndex": pb.DescribeIndexResponse(index_descriptions=[index]).SerializeToString(),
         "Query": pb.QueryResults().SerializeToString(),
     }
 

@@ -29,7 +29,7 @@ from haclient.fleet.look import Dialect
 from haclient.fleet.membership import Connect
 from haclient.fleet.model import FleetView
 from haclient.fleet.probe import MILVUS
-from haclient.milvus.requests import inspect
+from haclient.milvus.requests import Facts, inspect
 from haclient.policy.budget import Budget
 from haclient.policy.hedge import Hedging
 from haclient.policy.quarantine import Quarantine
@@ -123,7 +123,12 @@ class Core:
         return reply
 
     async def answer(
-        self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None
+        self,
+        method: Method,
+        message: bytes,
+        metadata: Metadata,
+        timeout_s: float | None,
+        facts: Facts | None = None,
     ) -> tuple[Reply, Call]:
         """Answer one unary call of the application, and say how it went.
 
@@ -132,6 +137,7 @@ class Core:
             message: The serialised request.
             metadata: The application's metadata, without authorisation.
             timeout_s: Time allowed, seconds; None takes the configured one for this kind of method.
+            facts: What `inspect` would find in the request, if the caller knows.
 
         Returns:
             What a server answered (its body or gRPC status may carry an error that is the request's own fault), and
@@ -143,7 +149,7 @@ class Core:
         """
         if not self._started:
             timeout_s = await self._start_within(method, timeout_s)
-        call = self._call(method, message, metadata, timeout_s)
+        call = self._call(method, message, metadata, timeout_s, facts)
         fleet = self.fleet
         if routes_as_write(method.kind) and not fleet.single_cluster():
             raise _refused(call, fleet)
@@ -161,8 +167,11 @@ class Core:
             raise DeadlineExceeded(f"{text}; start the client before it is needed, or allow more time") from None
         return deadline - self.loop.time()
 
-    def _call(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Call:
-        facts = inspect(method, message, metadata)
+    def _call(
+        self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None, facts: Facts | None
+    ) -> Call:
+        if facts is None:
+            facts = inspect(method, message, metadata)
         if facts.needs_key:
             key = self.fleet.keys.get((facts.database, facts.collection))
             if key is not None:
@@ -283,7 +292,10 @@ class Core:
 
 def winner(call: Call) -> Attempt | None:
     """Return the attempt that answered a call, None if none did."""
-    return next((a for a in call.attempts if a.action is Action.OK), None)
+    for attempt in call.attempts:
+        if attempt.action is Action.OK:
+            return attempt
+    return None
 
 
 def _by_kind(timeouts: Timeouts) -> dict[Kind, float]:

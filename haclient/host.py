@@ -19,6 +19,7 @@ from haclient.call import Call, Metadata, Method, Reply
 from haclient.config import Config, EndpointConfig
 from haclient.core import Core
 from haclient.events import EventBus
+from haclient.milvus.requests import Facts
 from haclient.portal import Pending, portal, wait
 from haclient.seam import ConfigError
 from haclient.transport import connector
@@ -92,13 +93,18 @@ class Host:
         return portal().submit(self.request(method, message, metadata, timeout_s))
 
     async def answer(
-        self, method: Method, message: bytes, metadata: Metadata = (), timeout_s: float | None = None
+        self,
+        method: Method,
+        message: bytes,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+        facts: Facts | None = None,
     ) -> tuple[Reply, Call]:
         """Answer one call, and say how it went; see `haclient.core.Core.answer`."""
         core = self.core
         if core is None or core.loop is not asyncio.get_running_loop():
             core = await self.enter()
-        return await core.answer(method, message, metadata, timeout_s)
+        return await core.answer(method, message, metadata, timeout_s, facts)
 
     async def bring(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the core's loop, whichever loop this is."""

@@ -7,10 +7,10 @@ vectors, which are numpy rows.
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final, final
 
 import numpy as np
+import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pymilvus.grpc_gen import milvus_pb2
 
@@ -39,7 +39,7 @@ class SearchAnswer:
         ValueError: The bytes are something else.
     """
 
-    __slots__ = ("_columns", "_data", "_dynamic", "_fields", "counts", "keys", "scores")
+    __slots__ = ("_data", "_rows", "counts", "keys", "scores")
 
     def __init__(self, message: bytes) -> None:
         try:
@@ -48,57 +48,56 @@ class SearchAnswer:
             raise ValueError(f"not a SearchResults: {error}") from None
         ids = data.ids
         self._data = data
-        self._fields = {field.field_name: field for field in data.fields_data}
-        self._dynamic = next((name for name, field in self._fields.items() if field.is_dynamic), "")
-        self._columns: dict[str, list[Any]] = {}
-        self.counts: list[int] = list(data.topks)
-        self.keys: list[Key] = list(ids.str_id.data if ids.HasField("str_id") else ids.int_id.data)
-        self.scores: list[float] = list(data.scores)
+        self._rows: list[dict[str, Any]] | None = None
+        self.counts: list[int] = data.topks[:]
+        self.keys: list[Key] = ids.str_id.data[:] if ids.HasField("str_id") else ids.int_id.data[:]
+        self.scores: list[float] = data.scores[:]
         if not sum(self.counts) == len(self.keys) == len(self.scores):
             raise ValueError(f"{self.counts} hits, {len(self.keys)} keys and {len(self.scores)} scores do not fit")
 
-    def has(self, name: str) -> bool:
-        """Say whether the hits carry a field."""
-        return name in self._fields
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all fields of all hits, the dynamic ones among the others."""
+        if self._rows is None:
+            self._rows = self._read()
+        return self._rows
 
-    def column(self, name: str) -> list[Any]:
-        """Return one field of all hits; None where a cell is null."""
-        found = self._columns.get(name)
-        if found is None:
-            found = self._columns[name] = _cells(self._fields[name])
-        return found
-
-    def row(self, index: int, *, without: str = "") -> dict[str, Any]:
-        """Return all fields of one hit, the dynamic ones among the others.
-
-        Args:
-            index: Position among all hits.
-            without: A field to leave out.
-        """
-        row = {name: self.column(name)[index] for name in self._fields if name not in (without, self._dynamic)}
-        if self._dynamic:
-            wanted = set(self._data.output_fields) - set(self._fields)
-            more = self.column(self._dynamic)[index] or {}
+    def _read(self) -> list[dict[str, Any]]:
+        static: dict[str, list[Any]] = {}
+        dynamic: list[Any] | None = None
+        for field in self._data.fields_data:
+            if field.is_dynamic:
+                dynamic = _cells(field)
+            else:
+                static[field.field_name] = _cells(field)
+        if dynamic is not None:
             # No dynamic field asked for by name means that all were.
-            row.update((k, v) for k, v in more.items() if k != without and (not wanted or k in wanted))
-        return row
-
-    def cell(self, name: str, index: int) -> Any:
-        """Return one field of one hit, also a dynamic one; None if it has none of that name."""
-        if name in self._fields:
-            return self.column(name)[index]
-        return (self.column(self._dynamic)[index] or {}).get(name) if self._dynamic else None
+            wanted = set(self._data.output_fields).difference(static)
+            dynamic = [_only(wanted, more) for more in dynamic]
+            if not static:
+                return dynamic
+        if not static:
+            return [{} for _ in self.keys]
+        rows = [dict(zip(static, cells, strict=True)) for cells in zip(*static.values(), strict=True)]
+        for row, more in zip(rows, dynamic or (), strict=False):
+            row.update(more)
+        return rows
 
     def vectors(self, name: str) -> FloatRows:
         """Return a float vector field of all hits, shape ``[hits, dimension]``."""
-        vectors = self._fields[name].vectors
+        vectors = next(field for field in self._data.fields_data if field.field_name == name).vectors
         # Serialising it again gives the floats as one block, many times quicker than reading them one by one.
         packed = bytes_field(vectors.float_vector.SerializeToString(), 1) or b""
         return np.frombuffer(packed, dtype="<f4").reshape(-1, vectors.dim or 1)
 
 
+def _only(wanted: set[str], more: dict[str, Any] | None) -> dict[str, Any]:
+    if not more:
+        return {}
+    return more if not wanted or more.keys() <= wanted else {k: v for k, v in more.items() if k in wanted}
+
+
 def _cells(field: Any) -> list[Any]:
-    valid = list(field.valid_data)
+    valid = field.valid_data[:]
     if field.HasField("vectors"):
         return _spread(_vectors(field.vectors), valid)
     kind = field.scalars.WhichOneof("data")
@@ -106,11 +105,12 @@ def _cells(field: Any) -> list[Any]:
         return [None] * len(valid)
     data = getattr(field.scalars, kind).data
     if kind == "json_data":
-        cells: list[Any] = [json.loads(cell) if cell else None for cell in data]
+        # One document of all cells is parsed in half the time that each of them takes.
+        cells: list[Any] = orjson.loads(b"[" + b",".join(cell or b"null" for cell in data) + b"]")
     elif kind == "array_data":
         cells = [_array(cell) for cell in data]
     else:
-        cells = list(data)
+        cells = data[:]
     return [cell if ok else None for cell, ok in zip(cells, valid, strict=True)] if valid else cells
 
 

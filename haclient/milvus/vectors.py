@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, final
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
 from haclient.milvus.timestamps import BOUNDED, EVENTUALLY, EVENTUALLY_TIMESTAMP, SESSION, STRONG
-from haclient.milvus.wireformat import embed, varint
+from haclient.milvus.wireformat import BYTES, embed, varint
 
 FloatRows = npt.NDArray[np.float32]
 SparseRow = Mapping[int, float]
@@ -34,6 +35,7 @@ _PLACEHOLDERS, _SEARCH_TIMESTAMP, _NQ = 6, 11, 12
 _HYBRID_SEARCHES, _HYBRID_TIMESTAMP = 5, 8
 # PlaceholderValue.type (common.proto).
 _FLOATS, _SPARSE, _TEXT = 101, 104, 21
+_FLOAT32 = np.dtype("<f4")
 
 
 @final
@@ -116,8 +118,7 @@ def search_request(head: bytes, group: bytes, count: int, timestamp: int = 0) ->
         count: How many questions are in the group.
         timestamp: From `guarantee`.
     """
-    stamp = varint(_SEARCH_TIMESTAMP << 3) + varint(timestamp) if timestamp else b""
-    return b"".join((head, embed(_PLACEHOLDERS, group), varint(_NQ << 3), varint(count), stamp))
+    return b"".join((head, _length(_PLACEHOLDERS, len(group)), group, _tail(count, timestamp)))
 
 
 def hybrid_request(head: bytes, searches: Sequence[bytes], timestamp: int = 0) -> bytes:
@@ -128,8 +129,9 @@ def hybrid_request(head: bytes, searches: Sequence[bytes], timestamp: int = 0) -
 
 def floats(rows: FloatRows) -> bytes:
     """Serialise the PlaceholderGroup of float vectors, shape ``[count, dimension]``."""
-    rows = np.ascontiguousarray(rows, dtype="<f4")
-    return _group(_FLOATS, [row.tobytes() for row in rows])
+    if rows.dtype != _FLOAT32:
+        rows = rows.astype(_FLOAT32)
+    return _group(_FLOATS, [row.tobytes() for row in rows] if len(rows) > 1 else [rows.tobytes()])
 
 
 def sparse(rows: Sequence[SparseRow]) -> bytes:
@@ -185,5 +187,25 @@ def _text(value: Any) -> str:
 
 
 def _group(kind: int, values: Sequence[bytes]) -> bytes:
-    # PlaceholderGroup{placeholders=1: PlaceholderValue{tag=1 "$0", type=2, values=3}}
-    return embed(1, b"".join((b"\n\x02$0\x10", varint(kind), *(embed(3, value) for value in values))))
+    """Serialise PlaceholderGroup{placeholders=1: PlaceholderValue{tag=1 "$0", type=2, values=3}}."""
+    start = b"\n\x02$0\x10" + varint(kind)
+    if len(values) == 1:
+        before = _length(3, len(values[0]))
+        size = len(start) + len(before) + len(values[0])
+        return b"".join((_length(1, size), start, before, values[0]))
+    return embed(1, b"".join((start, *(embed(3, value) for value in values))))
+
+
+# The same few numbers in all requests of an application.
+
+
+@lru_cache(maxsize=1024)
+def _length(number: int, size: int) -> bytes:
+    """Return what stands before ``size`` bytes of a field."""
+    return varint(number << 3 | BYTES) + varint(size)
+
+
+@lru_cache(maxsize=1024)
+def _tail(count: int, timestamp: int) -> bytes:
+    stamp = varint(_SEARCH_TIMESTAMP << 3) + varint(timestamp) if timestamp else b""
+    return varint(_NQ << 3) + varint(count) + stamp

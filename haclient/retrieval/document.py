@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, final, overload
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final, overload
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One passage.
 
     Attributes:
@@ -27,7 +25,7 @@ class Document:
     id: int | str
     text: str
     score: float
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any]
 
 
 class Rung(enum.Enum):

@@ -11,9 +11,10 @@ question that is itself wrong never goes down the ladder: the answer would be as
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from functools import lru_cache
+from typing import final
 
 from haclient.call import Call, Reply
 from haclient.core import winner
@@ -21,17 +22,9 @@ from haclient.errors import CallError, ConfigError, DeadlineExceeded, EmbeddingE
 from haclient.events import Degraded, EventBus
 from haclient.milvus.vectors import LEVELS
 from haclient.retrieval.cache import AnswerCache
-from haclient.retrieval.document import Document, Documents, Freshness, Rung
-from haclient.retrieval.layout import refusal
+from haclient.retrieval.document import Documents, Freshness, Rung
+from haclient.retrieval.layout import Answers, refusal
 from haclient.retrieval.plan import Plan, Questions
-
-
-class Send(Protocol):
-    """Sends one request; `haclient.host.Host.answer` with everything else filled in."""
-
-    def __call__(self, message: bytes, *, timeout_s: float) -> Awaitable[tuple[Reply, Call]]:
-        """Return the reply, and the call with its attempts."""
-
 
 #: What less consistency may make good.
 OUTAGES = (Unavailable, DeadlineExceeded)
@@ -86,14 +79,14 @@ class Ladder:
         self._bus = bus
 
     async def climb(
-        self, plan: Plan, questions: Questions, send: Send, *, last_write: int, deadline: float
+        self, plan: Plan, questions: Questions, answer: Answers, *, last_write: int, deadline: float
     ) -> list[Documents]:
         """Answer questions that have been embedded, as well as can be done now.
 
         Args:
             plan: How.
             questions: What.
-            send: The core.
+            answer: The core.
             last_write: See `Plan.request`.
             deadline: When, by the clock.
 
@@ -104,17 +97,19 @@ class Ladder:
         asked = plan.options.consistency
         level = asked or plan.layout.level
         relax = self._relax if level != "Eventually" else None
-        left = deadline - self._clock()
+        allowed = deadline - self._clock()
         try:
-            timeout_s = left if relax is None else min(left, relax.after_s)
-            reply, call = await send(plan.request(questions, asked, last_write), timeout_s=timeout_s)
-            return _read(plan, questions, reply, call, Freshness(level), _rung(call))
+            message, facts = plan.request(questions, asked, last_write)
+            timeout_s = allowed if relax is None else min(allowed, relax.after_s)
+            reply, call = await answer(plan.method, message, plan.metadata, timeout_s, facts)
+            return _read(plan, questions, reply, call, _fresh(level))
         except OUTAGES as error:
             if relax is None or relax.level == level or deadline <= self._clock():
                 raise
             self._tell(Rung.RELAXED, error)
-        reply, call = await send(plan.request(questions, relax.level, last_write), timeout_s=deadline - self._clock())
-        return _read(plan, questions, reply, call, Freshness(relax.level, stale=True), Rung.RELAXED)
+        message, facts = plan.request(questions, relax.level, last_write)
+        reply, call = await answer(plan.method, message, plan.metadata, deadline - self._clock(), facts)
+        return _read(plan, questions, reply, call, Freshness(relax.level, stale=True))
 
     def keep(self, plan: Plan, questions: Questions, keys: Sequence[Hashable], answers: Sequence[Documents]) -> None:
         """Remember fresh answers; an empty one is not worth falling back on."""
@@ -160,22 +155,24 @@ class Ladder:
         self._bus.emit(Degraded(at=self._clock(), collection=self._collection, rung=rung.value, reason=reason))
 
 
-def _rung(call: Call) -> Rung:
-    attempt = winner(call)
-    if attempt is None or attempt is call.attempts[0]:
-        return Rung.FIRST
-    return Rung.HEDGE if attempt.hedge else Rung.FAILOVER
+@lru_cache
+def _fresh(level: str) -> Freshness:
+    return Freshness(level)
 
 
-def _read(
-    plan: Plan, questions: Questions, reply: Reply, call: Call, freshness: Freshness, rung: Rung
-) -> list[Documents]:
+def _read(plan: Plan, questions: Questions, reply: Reply, call: Call, freshness: Freshness) -> list[Documents]:
     attempt = winner(call)
     if attempt is None:
         raise refusal(call, reply)
+    if freshness.stale:
+        rung = Rung.RELAXED
+    elif attempt is call.attempts[0]:
+        rung = Rung.FIRST
+    else:
+        rung = Rung.HEDGE if attempt.hedge else Rung.FAILOVER
     source = f"{attempt.cluster}/{attempt.endpoint}"
     try:
-        found: list[Sequence[Document]] = plan.documents(reply.message, questions)
+        found = plan.documents(reply.message, questions)
     except ValueError as error:
         what = f"{call.method.name} {call.collection}"
         raise Unavailable(f"{what}: the answer cannot be read: {error}", call.attempts) from error

@@ -14,6 +14,7 @@ from haclient.call import Action, Call, Metadata, Method, Reply
 from haclient.core import winner
 from haclient.errors import AccessDenied, BadQuery, ConfigError
 from haclient.milvus import messages, schema
+from haclient.milvus.requests import Facts
 from haclient.milvus.schema import Field, Schema
 from haclient.retrieval.embed.embedder import Embedder, Fingerprint
 from haclient.retrieval.schema import FINGERPRINT_PROPERTY
@@ -27,7 +28,13 @@ class Answers(Protocol):
     """Answers one call; `haclient.host.Host.answer`."""
 
     def __call__(
-        self, method: Method, message: bytes, metadata: Metadata = (), timeout_s: float | None = None, /
+        self,
+        method: Method,
+        message: bytes,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+        facts: Facts | None = None,
+        /,
     ) -> Coroutine[Any, Any, tuple[Reply, Call]]:
         """Return the reply, and the call with its attempts."""
 
@@ -55,14 +62,16 @@ class Layout:
         output_fields: Fields that the hits carry unless a question says otherwise.
         dense: The dense vector field, None if there is none.
         sparse: The sparse one.
-        metric: Of the dense field's index.
+        dense_metric: Of its index.
+        sparse_metric: Of its index.
     """
 
     level: str
     output_fields: tuple[str, ...]
     dense: Field | None
     sparse: Field | None
-    metric: str
+    dense_metric: str
+    sparse_metric: str
 
 
 async def find_layout(answer: Answers, wanted: Wanted, embedder: Embedder | None) -> Layout:
@@ -114,13 +123,14 @@ def _compare(found: Schema, wanted: Wanted, fingerprint: Fingerprint | None) -> 
         raise ConfigError(
             f"collection {name!r} has no field {wanted.text_field!r}; give text_field=..., one of {names}"
         )
-    metric = found.metrics.get(dense.name, "") if dense is not None else ""
-    if dense is not None:
-        if not metric:
-            raise ConfigError(f"field {dense.name!r} of collection {name!r} has no index, so it cannot be searched")
-        if fingerprint is not None:
-            _fit(found, name, dense, fingerprint)
-    return Layout(found.level, wanted.output_fields or _default_fields(found), dense, sparse, metric)
+    for field in (dense, sparse):
+        if field is not None and field.name not in found.metrics:
+            raise ConfigError(f"field {field.name!r} of collection {name!r} has no index, so it cannot be searched")
+    if dense is not None and fingerprint is not None:
+        _fit(found, name, dense, fingerprint)
+    dense_metric, sparse_metric = (found.metrics[one.name] if one is not None else "" for one in (dense, sparse))
+    fields = _default_fields(found) if wanted.output_fields is None else wanted.output_fields
+    return Layout(found.level, fields, dense, sparse, dense_metric, sparse_metric)
 
 
 def _fit(found: Schema, name: str, dense: Field, fingerprint: Fingerprint) -> None:

@@ -11,16 +11,19 @@ from typing import Any, Protocol, final, overload
 
 import numpy as np
 
+from haclient.call import Metadata
 from haclient.errors import BadQuery
 from haclient.milvus import vectors
 from haclient.milvus.hits import SearchAnswer
 from haclient.milvus.methods import named
+from haclient.milvus.requests import Facts, inspect
+from haclient.milvus.timestamps import SPECIAL
 from haclient.milvus.vectors import Leg, SparseRow, Target
 from haclient.retrieval.document import Document
 from haclient.retrieval.embed.embedder import Vectors
 from haclient.retrieval.layout import Layout
 from haclient.retrieval.options import Options
-from haclient.retrieval.score import is_distance, most_diverse
+from haclient.retrieval.score import higher_is_better, most_diverse
 
 SEARCH, HYBRID = named("Search"), named("HybridSearch")
 
@@ -81,23 +84,29 @@ class Plan:
     ) -> None:
         self.options = options
         self.text_field = text_field
+        self.metadata: Metadata = (("dbname", database),) if database else ()
         self.method = HYBRID if options.mode == "hybrid" else SEARCH
         self.needs_dense = options.mode != "sparse" or options.mmr is not None
         self.makes_sparse = options.mode != "dense" and layout.sparse is not None and not layout.sparse.made_from
         self.layout = layout
-        self._sign = -1.0 if options.mode == "dense" and is_distance(layout.metric) else 1.0
+        metrics = {"dense": layout.dense_metric, "sparse": layout.sparse_metric, "hybrid": ""}
+        self._score = higher_is_better(metrics[options.mode])
         self._limit = options.candidates
         self._refuse(collection)
         fields = [*options.output_fields]
         if text_field not in fields and "$meta" not in fields:
             fields.append(text_field)
-        if options.mmr is not None and layout.dense is not None:
+        #: Vectors asked for only to choose by them.
+        self._chosen_by = ""
+        if options.mmr is not None and layout.dense is not None and layout.dense.name not in fields:
+            self._chosen_by = layout.dense.name
             fields.append(layout.dense.name)
         self._target = Target(collection, database, tuple(fields), options.partitions, options.consistency)
         dense, sparse = layout.dense, layout.sparse
         self._dense_leg = Leg(dense.name, self._limit, options.filter, search_params) if dense is not None else None
         self._sparse_leg = Leg(sparse.name, self._limit, options.filter) if sparse is not None else None
         self._heads: dict[str, tuple[bytes, ...]] = {}
+        self._facts: Facts | None = None
 
     def _refuse(self, collection: str) -> None:
         layout, options = self.layout, self.options
@@ -111,8 +120,8 @@ class Plan:
 
     # The request.
 
-    def request(self, questions: Questions, level: str, last_write: int) -> bytes:
-        """Serialise the request.
+    def request(self, questions: Questions, level: str, last_write: int) -> tuple[bytes, Facts | None]:
+        """Serialise the request, and say what the core would find in it, if that is known.
 
         Args:
             questions: What to ask.
@@ -123,6 +132,14 @@ class Plan:
         if heads is None:
             heads = self._heads[level] = self._make_heads(level)
         timestamp = vectors.guarantee(level, last_write)
+        message = self._join(heads, questions, timestamp)
+        if timestamp > SPECIAL:
+            return message, None
+        if self._facts is None:
+            self._facts = inspect(self.method, message, self.metadata)
+        return message, self._facts
+
+    def _join(self, heads: tuple[bytes, ...], questions: Questions, timestamp: int) -> bytes:
         mode, count = self.options.mode, len(questions)
         if mode == "dense":
             return vectors.search_request(heads[0], self._dense(questions), count, timestamp)
@@ -180,7 +197,7 @@ class Plan:
         options = self.options
         kept: Sequence[int] = range(start, end)
         if options.threshold is not None:
-            kept = [at for at in kept if self._sign * answer.scores[at] >= options.threshold]
+            kept = [at for at in kept if self._score(answer.scores[at]) >= options.threshold]
         if options.mmr is not None and kept:
             assert self.layout.dense is not None
             assert questions.dense is not None
@@ -188,14 +205,17 @@ class Plan:
             kept = [kept[j] for j in most_diverse(questions.dense[i], rows, options.k, options.mmr)]
         return kept
 
-    def document(self, answer: SearchAnswer, at: int) -> Document:
-        """Make one document."""
-        fields = answer.row(at, without=self.text_field)
-        if self.options.mmr is not None and self.layout.dense is not None:
-            # It was asked for the choice only.
-            fields.pop(self.layout.dense.name, None)
-        text = answer.cell(self.text_field, at)
-        return Document(answer.keys[at], "" if text is None else str(text), self._sign * answer.scores[at], fields)
+    def make(self, answer: SearchAnswer, chosen: Sequence[int]) -> list[Document]:
+        """Make the documents of the hits at these positions."""
+        rows, keys, scores = answer.rows(), answer.keys, answer.scores
+        made = []
+        for at in chosen:
+            fields = rows[at]
+            text = fields.pop(self.text_field, None)
+            if self._chosen_by:
+                fields.pop(self._chosen_by, None)
+            made.append(Document(keys[at], "" if text is None else str(text), self._score(scores[at]), fields))
+        return made
 
 
 @final
@@ -212,7 +232,7 @@ class _Hits(Sequence[Document]):
 
     def _all(self) -> list[Document]:
         if self._made is None:
-            self._made = [self._plan.document(self._answer, at) for at in self._at]
+            self._made = self._plan.make(self._answer, self._at)
         return self._made
 
     def __len__(self) -> int:

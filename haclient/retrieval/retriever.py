@@ -13,7 +13,6 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -25,6 +24,7 @@ from haclient.milvus.vectors import FloatRows
 from haclient.retrieval.cache import AnswerCache
 from haclient.retrieval.document import Document, Documents
 from haclient.retrieval.embed.embedder import Embedder, checked
+from haclient.retrieval.embed.memo import QueryMemo
 from haclient.retrieval.ladder import FAILURES, Ladder, Relax
 from haclient.retrieval.layout import Layout, Wanted, find_layout
 from haclient.retrieval.options import MOST, RRF, Options, Query, Ranker, checked_query
@@ -109,7 +109,7 @@ class Retriever:
         host = client.host
         self._host = host
         self._using = client._using
-        self._embedder = embedder
+        self._embedder = QueryMemo(embedder, memo) if embedder is not None and memo else embedder
         self._sparse_embedder = sparse_embedder
         self._rerank = rerank
         self._search_params = dict(search_params or {})
@@ -117,7 +117,6 @@ class Retriever:
         fields = tuple(output_fields) if output_fields is not None else None
         database = database or host.config.database
         self._wanted = Wanted(collection, database, text_field, vector_field, sparse_field, fields)
-        self._metadata = (("dbname", database),) if database else ()
         self._defaults = (mode, consistency, ranker or RRF())
         self._ladder = Ladder(collection, relax, cache, time.monotonic, host.bus)
         self._layout: Layout | None = None
@@ -262,7 +261,7 @@ class Retriever:
             answers = await self._ladder.climb(
                 plan,
                 questions,
-                partial(self._host.answer, plan.method, metadata=self._metadata),
+                self._host.answer,
                 last_write=last_write(self._using, self._wanted.database, self._wanted.collection),
                 deadline=deadline,
             )
@@ -304,7 +303,7 @@ class Retriever:
         if not texts:
             if plan.options.mode != "dense":
                 raise BadQuery(f"mode {plan.options.mode!r} needs the question as a text, and it is a vector")
-            return Questions([""] * len(asked), np.stack(asked), None)
+            return Questions([""] * len(asked), np.array(asked), None)
         if len(texts) < len(asked):
             raise BadQuery("some of the questions are texts and some are vectors; ask them apart")
         try:

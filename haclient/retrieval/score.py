@@ -3,10 +3,14 @@
 Decision made here: a document's score is higher the better it fits, whatever the metric. It is the number that Milvus
 gave for COSINE and IP (similarities), BM25, RRF and weighted sums, and minus that number for L2, HAMMING and JACCARD,
 which are distances. Nothing else is done to it, so thresholds can be read off and compared with Milvus' own.
+
+BM25 is positive; milvus-lite 3.2 gives it with a minus sign, which is taken off.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -16,9 +20,11 @@ from haclient.retrieval.embed.embedder import Vectors
 _DISTANCES: Final = frozenset(("L2", "HAMMING", "JACCARD", "TANIMOTO", "SUBSTRUCTURE", "SUPERSTRUCTURE"))
 
 
-def is_distance(metric: str) -> bool:
-    """Say whether a metric is the smaller the better."""
-    return metric.upper() in _DISTANCES
+def higher_is_better(metric: str) -> Callable[[float], float]:
+    """Return what makes a score of Milvus' number; "" stands for a number that is a score already."""
+    if metric.upper() in _DISTANCES:
+        return operator.neg
+    return abs if metric.upper() == "BM25" else operator.pos
 
 
 def most_diverse(query: Vectors, vectors: Vectors, k: int, relevance: float) -> list[int]:
