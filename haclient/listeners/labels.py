@@ -15,17 +15,18 @@ from haclient.fleet.model import State
 from haclient.milvus.methods import METHODS
 
 OTHER: Final = "other"
-_METHODS: Final = frozenset(method.name for method in METHODS.values())
+#: Milvus' methods, and the one of embedding servers.
+_METHODS: Final = frozenset(method.name for method in METHODS.values()) | {"Embed"}
 _ACTIONS: Final = frozenset(action.value for action in Action)
 _ERRORS: Final = frozenset(
-    name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.CallError)
+    name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.HAClientError)
 )
 _OUTCOMES: Final = frozenset({"ok", "error", "cancelled"}) | _ERRORS
 STATES: Final = tuple(state.value for state in State)
 
 
 def method_label(name: str) -> str:
-    """Return the name of a method that Milvus is known to have, else ``other``."""
+    """Return the name of a method that is known, else ``other``."""
     return name if name in _METHODS else OTHER
 
 
@@ -35,7 +36,7 @@ def action_label(action: str) -> str:
 
 
 def outcome_label(outcome: str) -> str:
-    """Return an outcome that `haclient.events.CallFinished` is known to have, else ``other``."""
+    """Return an outcome that a call or a retrieval is known to have, else ``other``."""
     return outcome if outcome in _OUTCOMES else OTHER
 
 

@@ -19,6 +19,7 @@ from haclient.events import Event
 _LEVELS: Final[dict[type[Event], int]] = {
     events.AttemptFinished: logging.DEBUG,
     events.CallFinished: logging.DEBUG,
+    events.Retrieved: logging.DEBUG,
     events.HedgeStarted: logging.DEBUG,
     events.RetryScheduled: logging.DEBUG,
     events.EndpointChanged: logging.INFO,
@@ -27,6 +28,7 @@ _LEVELS: Final[dict[type[Event], int]] = {
     events.ClusterRecognised: logging.INFO,
     events.FleetReconfigured: logging.INFO,
     events.BudgetExhausted: logging.WARNING,
+    events.Degraded: logging.WARNING,
     events.CallQuarantined: logging.ERROR,
     events.ConfigRejected: logging.ERROR,
     events.DataAlarm: logging.ERROR,

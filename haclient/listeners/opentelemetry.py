@@ -56,6 +56,9 @@ class OpenTelemetryListener:
             "db.client.operation.duration", unit="s", description="Time from a call to its answer."
         )
         self._attempts = meter.create_counter("haclient.attempts", unit="{attempt}", description="Attempts.")
+        self._retrieval_duration = meter.create_histogram(
+            "haclient.retrieval.duration", unit="s", description="Time from a question to its documents."
+        )
         self._hedges = meter.create_counter("haclient.hedges", unit="{hedge}", description="Second attempts of reads.")
         self._retries = meter.create_counter("haclient.retries", unit="{retry}", description="Repeated attempts.")
         self._failovers = meter.create_counter(
@@ -85,6 +88,13 @@ class OpenTelemetryListener:
             case events.AttemptFinished():
                 where = self._where(event.cluster, event.endpoint)
                 self._attempts.add(1, {**where, "haclient.action": action_label(event.action)})
+            case events.Retrieved():
+                attributes = {
+                    "haclient.mode": event.mode,
+                    "haclient.rung": event.rung,
+                    "haclient.outcome": outcome_label(event.outcome),
+                }
+                self._retrieval_duration.record(event.duration_s, attributes)
             case events.HedgeStarted():
                 self._hedges.add(1, {"db.operation.name": method_label(event.method)})
             case events.RetryScheduled():

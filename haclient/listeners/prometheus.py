@@ -58,6 +58,7 @@ class PrometheusListener:
         self._collection = Capped(max_collections)
         self._endpoint = Capped(max_endpoints)
         self._call_children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._retrieval_children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._attempt_children: dict[tuple[str, str, str], Counter] = {}
         self._states: dict[tuple[str, str], str] = {}
         self._ready: set[tuple[str, str, str]] = set()
@@ -79,6 +80,17 @@ class PrometheusListener:
         )
         self._attempts = counter(
             "attempts_total", "Attempts, by what their outcome asked for.", "cluster", "endpoint", "action"
+        )
+        self._retrievals = counter(
+            "retrievals_total", "Questions asked of retrievers, by the rung that answered.", "mode", "rung", "outcome"
+        )
+        self._retrieval_duration = Histogram(
+            "retrieval_duration_seconds",
+            "Time from a question to its documents, embedding included.",
+            ["mode"],
+            namespace=namespace,
+            registry=registry,
+            buckets=BUCKETS,
         )
         self._hedges = counter("hedges_total", "Second attempts of reads.", "method")
         self._retries = counter("retries_total", "Repeated attempts.", "method")
@@ -103,6 +115,10 @@ class PrometheusListener:
                 duration.observe(event.duration_s)
             case events.AttemptFinished():
                 self._of_attempt(event.cluster, event.endpoint, event.action).inc()
+            case events.Retrieved():
+                retrievals, duration = self._of_retrieval(event.mode, event.rung, event.outcome)
+                retrievals.inc(event.questions)
+                duration.observe(event.duration_s)
             case events.HedgeStarted():
                 self._hedges.labels(method_label(event.method)).inc()
             case events.RetryScheduled():
@@ -126,7 +142,7 @@ class PrometheusListener:
                 self._forget({key for key in self._states if key[1] in event.removed})
                 self._forget_ready({key for key in self._ready if key[1] in event.removed})
 
-    # The two events of every call: looking labels up anew each time would cost more than counting.
+    # The events of every call: looking labels up anew each time would cost more than counting.
 
     def _of_call(self, method: str, outcome: str) -> tuple[Counter, Histogram]:
         found = self._call_children.get((method, outcome))
@@ -135,6 +151,15 @@ class PrometheusListener:
             found = self._calls.labels(label, outcome_label(outcome)), self._duration.labels(label)
             if len(self._call_children) < _MOST_CHILDREN:
                 self._call_children[method, outcome] = found
+        return found
+
+    def _of_retrieval(self, mode: str, rung: str, outcome: str) -> tuple[Counter, Histogram]:
+        found = self._retrieval_children.get((mode, rung, outcome))
+        if found is None:
+            labels = self._retrievals.labels(mode, rung, outcome_label(outcome))
+            found = labels, self._retrieval_duration.labels(mode)
+            if len(self._retrieval_children) < _MOST_CHILDREN:
+                self._retrieval_children[mode, rung, outcome] = found
         return found
 
     def _of_attempt(self, cluster: str, endpoint: str, action: str) -> Counter:

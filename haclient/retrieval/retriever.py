@@ -27,7 +27,7 @@ from haclient.retrieval.embed.embedder import Embedder, checked
 from haclient.retrieval.embed.memo import QueryMemo
 from haclient.retrieval.ladder import FAILURES, Ladder, Relax
 from haclient.retrieval.layout import Layout, Wanted, find_layout
-from haclient.retrieval.options import MOST, RRF, Options, Query, Ranker, checked_query
+from haclient.retrieval.options import MODES, MOST, RRF, Options, Query, Ranker, checked_query
 from haclient.retrieval.plan import Plan, Questions, SparseEmbedder
 from haclient.seam import last_write
 
@@ -238,7 +238,7 @@ class Retriever:
                     Retrieved(
                         at=now,
                         collection=self._wanted.collection,
-                        mode=str(ask[2]),
+                        mode=ask[2] if ask[2] in MODES else "",
                         outcome=outcome,
                         rung=answers[0].rung.value if answers else "",
                         questions=len(queries),

@@ -34,6 +34,13 @@ def call(outcome):
         (call("Unavailable"), logging.WARNING),
         (events.ConfigRejected(at=0.0, reason="x"), logging.ERROR),
         (events.DataAlarm(at=0.0, cluster="a", endpoint="e", collection="c", reason="x"), logging.ERROR),
+        (events.Degraded(at=0.0, collection="c", rung="cached", reason="x"), logging.WARNING),
+        (
+            events.Retrieved(
+                at=0.0, collection="c", mode="dense", outcome="ok", rung="first", questions=1, hits=4, duration_s=0.1
+            ),
+            logging.DEBUG,
+        ),
         (events.BudgetExhausted(at=0.0, method="Search", wanted="hedge"), logging.WARNING),
         (
             events.ReadinessChanged(

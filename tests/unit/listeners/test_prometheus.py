@@ -60,6 +60,17 @@ def test_calls(registry, listener):
     assert value("haclient_call_duration_seconds_bucket", {"method": "Query", "le": "5.0"}) == 1
 
 
+def test_retrievals(registry, listener):
+    """By mode, rung and outcome; several questions at once count as so many."""
+    asked = {"at": 0.0, "collection": "c", "mode": "hybrid", "hits": 4, "duration_s": 0.2}
+    listener(events.Retrieved(outcome="ok", rung="cached", questions=3, **asked))
+    listener(events.Retrieved(outcome="BadQuery", rung="", questions=1, **asked))
+    value = registry.get_sample_value
+    assert value("haclient_retrievals_total", {"mode": "hybrid", "rung": "cached", "outcome": "ok"}) == 3
+    assert value("haclient_retrievals_total", {"mode": "hybrid", "rung": "", "outcome": "BadQuery"}) == 1
+    assert value("haclient_retrieval_duration_seconds_count", {"mode": "hybrid"}) == 2
+
+
 @pytest.mark.parametrize(
     ("event", "name", "labels"),
     [
