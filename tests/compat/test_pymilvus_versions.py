@@ -1,25 +1,18 @@
-"""The drop-in under the pymilvus versions that other libraries bring, each in an environment of its own.
-
-An environment is made once and kept in ``HACLIENT_COMPAT_DIR`` (default: a folder of the test run). Where it cannot
-be made (no network), the test is skipped and says why.
-"""
+"""The drop-in under the pymilvus versions that other libraries bring, each in an environment of its own."""
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from haclient.drill.launch import LiteServer
+from tests import environments
+from tests.environments import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
 #: The newest release of each line; 2.5 still needs setuptools' pkg_resources.
 VERSIONS = {
     "2.5": ["pymilvus>=2.5,<2.6", "setuptools<81"],
@@ -100,31 +93,11 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return Path(os.environ.get("HACLIENT_COMPAT_DIR") or tmp_path_factory.mktemp("compat"))
+    return environments.folder(tmp_path_factory)
 
 
-def environment(folder, version):
-    """Return the Python of an environment with this pymilvus, making it if need be."""
-    where = folder / f"pymilvus-{version}"
-    python = where / "bin" / "python"
-    if (where / "whole").exists():
-        return python
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    wanted = [*VERSIONS[version], "-e", f"{ROOT}"]
-    if Path(uv).exists():
-        steps = [[uv, "venv", "-q", "--clear", "--python", sys.executable, str(where)]]
-        steps += [[uv, "pip", "install", "-q", "--python", str(python), *wanted]]
-    else:
-        steps = [
-            [sys.executable, "-m", "venv", "--clear", str(where)],
-            [str(python), "-m", "pip", "install", "-q", *wanted],
-        ]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no environment with pymilvus {version}: {done.stderr.strip()[-300:]}")
-    (where / "whole").touch()
-    return python
+def python_with(folder, version):
+    return environment(folder / f"pymilvus-{version}", VERSIONS[version])
 
 
 def run(python, text, *args):
@@ -135,7 +108,7 @@ def run(python, text, *args):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_smoke(folder, server, version):
-    python = environment(folder, version)
+    python = python_with(folder, version)
     done = run(python, SMOKE, server.uri)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
@@ -156,7 +129,7 @@ def test_smoke(folder, server, version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pymilvus_retries_nothing(folder, version):
     """Neither a transport error nor "rate limit exceeded" is tried 75 times, or even twice."""
-    python = environment(folder, version)
+    python = python_with(folder, version)
     done = run(
         python,
         """
