@@ -1,7 +1,7 @@
 """Haystack: a retriever component over `haclient.retrieval.Retriever`, and milvus-haystack's store over our clients.
 
-The retriever needs the package ``haystack-ai`` only, the store ``milvus-haystack`` too. A pipeline that was saved can
-be loaded where this package has been imported, or with ``Pipeline.load(..., allowed_modules=["haclient.*"])``.
+The retriever needs the package ``haystack-ai`` only, the store ``milvus-haystack`` too. To load a saved pipeline, tell
+Haystack that this package may be imported: ``Pipeline.load(..., allowed_modules=["haclient.*"])``.
 """
 
 from __future__ import annotations
