@@ -64,14 +64,15 @@ class SearchAnswer:
     def _read(self) -> list[dict[str, Any]]:
         static: dict[str, list[Any]] = {}
         dynamic: list[Any] | None = None
+        called = ""
         for field in self._data.fields_data:
             if field.is_dynamic:
-                dynamic = _cells(field)
+                dynamic, called = _cells(field), field.field_name
             else:
                 static[field.field_name] = _cells(field)
         if dynamic is not None:
-            # No dynamic field asked for by name means that all were.
-            wanted = set(self._data.output_fields).difference(static)
+            # No dynamic field asked for by its own name means that all were.
+            wanted = set(self._data.output_fields).difference(static, (called,))
             dynamic = [_only(wanted, more) for more in dynamic]
             if not static:
                 return dynamic

@@ -124,6 +124,14 @@ def test_metrics(telemetry):
     assert found == {("Search", None): 1, ("Search", "Unavailable"): 1, ("other", None): 1}
 
 
+def test_retrievals_are_timed_by_mode_rung_and_outcome(telemetry):
+    asked = {"at": 0.0, "collection": "c", "mode": "dense", "questions": 1, "hits": 4, "duration_s": 0.2}
+    telemetry.listener(events.Retrieved(outcome="ok", rung="hedge", **asked))
+    [point] = telemetry.points("haclient.retrieval.duration")
+    assert (point.count, point.sum) == (1, 0.2)
+    assert point.attributes == {"haclient.mode": "dense", "haclient.rung": "hedge", "haclient.outcome": "ok"}
+
+
 @pytest.mark.parametrize(
     ("event", "name", "attributes"),
     [

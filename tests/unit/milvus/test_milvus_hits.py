@@ -100,6 +100,13 @@ def test_of_the_dynamic_fields_only_those_asked_for_come():
     assert ours(message)[0][2] == {"yes": True, "page": 0}
 
 
+@pytest.mark.parametrize("output", [[], ["yes", "$meta"]])
+def test_all_dynamic_fields_come_if_none_is_named(output):
+    message = answer(*EVERY_SCALAR[:1], dynamic(ROWS), output=output)
+    assert ours(message) == as_pymilvus(message)
+    assert ours(message)[0][2] == {"yes": True, **ROWS[0]}
+
+
 def test_without_output_fields_a_hit_is_key_and_score():
     message = answer(keys=["a", "b", "c", "d", "e"])
     assert ours(message) == as_pymilvus(message)
