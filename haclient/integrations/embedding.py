@@ -6,10 +6,11 @@ Decision made here: such a model cannot say which vectors it makes, so one text 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
+from haclient.errors import EmbeddingError, HAClientError
 from haclient.retrieval.embed.embedder import Fingerprint, Vectors, checked
 
 Rows = Sequence[Sequence[float]]
@@ -37,7 +38,7 @@ class ModelEmbedder(abc.ABC):
     async def fingerprint(self) -> Fingerprint:
         """See `Embedder`."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint_of(await self._questions(["dimension"]), self._model)
+            self._fingerprint = fingerprint_of(await self._made(self._questions, ["dimension"]), self._model)
         return self._fingerprint
 
     async def embed(self, texts: Sequence[str], *, queries: bool = False) -> Vectors:
@@ -45,8 +46,17 @@ class ModelEmbedder(abc.ABC):
         dimension = (await self.fingerprint()).dimension
         if not texts:
             return np.empty((0, dimension), np.float32)
-        rows = await (self._questions(texts) if queries else self._passages(texts))
+        rows = await self._made(self._questions if queries else self._passages, texts)
         return checked(rows, len(texts), dimension, who=self._model)
+
+    async def _made(self, make: Callable[[Sequence[str]], Awaitable[Rows]], texts: Sequence[str]) -> Rows:
+        try:
+            return await make(texts)
+        except HAClientError:
+            raise
+        except Exception as error:
+            # Its text is the model's, which may hold a key.
+            raise EmbeddingError(f"the embedding model {self._model} failed: {type(error).__name__}") from error
 
     async def aclose(self) -> None:  # noqa: B027 - nothing to be overridden
         """Do nothing: the model is its owner's to close."""
