@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from haclient.retrieval.embed import Embedder, HashingEmbedder, SentenceTransfor
 
 if TYPE_CHECKING:
     from haclient.client import AsyncMilvusClient
+    from haclient.retrieval import Retriever
 
 T = TypeVar("T")
 
@@ -191,7 +192,7 @@ class _Demo:
         self.servers = {name: LiteServer(folder / name, name=name) for name in SERVERS}
         self.story = Story()
         self.passages: list[Passage] = []
-        self.questions: Vectors
+        self.embedder: Embedder
         self.best: list[frozenset[int]] = []
         self.order: list[int] = []
 
@@ -202,6 +203,7 @@ class _Demo:
             for server in self.servers.values():
                 stack.push_async_callback(server.close)
             await self._prepare()
+            stack.push_async_callback(self.embedder.aclose)
             async with self._client() as client:
                 load_s = time.monotonic() - start
                 await self._ask_and_break(client)
@@ -240,10 +242,10 @@ class _Demo:
         """Embed passages and questions, and find the best passages of each question by exact search."""
         passages = self.passages = await _in_thread(_read)
         texts = [passage.words for passage in passages]
-        async with aclosing(await _in_thread(make_embedder, self.options.embedder, texts)) as embedder:
-            vectors = await embedder.embed(texts)
-            self.questions = await embedder.embed([question.text for question in QUESTIONS], queries=True)
-        self.best = best_passages(self.questions, vectors)
+        embedder = self.embedder = await _in_thread(make_embedder, self.options.embedder, texts)
+        vectors = await embedder.embed(texts)
+        questions = await embedder.embed([question.text for question in QUESTIONS], queries=True)
+        self.best = best_passages(questions, vectors)
         return [
             {"id": i, "topic": p.topic, "title": p.title, "text": p.text, "vector": vector.tolist()}
             for i, (p, vector) in enumerate(zip(passages, vectors, strict=True))
@@ -265,7 +267,10 @@ class _Demo:
     # The questions, and what is done meanwhile.
 
     async def _ask_and_break(self, client: AsyncMilvusClient) -> None:
+        from haclient.retrieval import Retriever  # noqa: PLC0415 - see `_read`
+
         options, story = self.options, self.story
+        retriever = Retriever(client, COLLECTION, embedder=self.embedder, output_fields=["title"])
         rng = random.Random(options.seed)
         while len(self.order) < options.rate * options.seconds:
             self.order += rng.sample(range(len(QUESTIONS)), len(QUESTIONS))
@@ -277,7 +282,7 @@ class _Demo:
             faults = group.create_task(self._break())
 
             async def ask(number: int) -> Answer:
-                return await self._ask(client, self.order[(asked + number) % len(self.order)])
+                return await self._ask(retriever, self.order[(asked + number) % len(self.order)])
 
             asked, seconds = 0, options.seconds
             while True:
@@ -292,11 +297,10 @@ class _Demo:
             await self._heal(client)
             show.cancel()
 
-    async def _ask(self, client: AsyncMilvusClient, question: int) -> Answer:
-        vector = self.questions[question].tolist()
-        hits = (await client.search(COLLECTION, data=[vector], limit=3, output_fields=["title"]))[0]
-        right = bool(hits) and hits[0]["id"] in self.best[question]
-        title = hits[0]["entity"]["title"] if hits else "no passage found"
+    async def _ask(self, retriever: Retriever, question: int) -> Answer:
+        found = await retriever.retrieve(QUESTIONS[question].text, 3)
+        right = bool(found) and found[0].id in self.best[question]
+        title = found[0].metadata["title"] if found else "no passage found"
         return Answer(QUESTIONS[question].text, str(title), right)
 
     async def _break(self) -> None:
