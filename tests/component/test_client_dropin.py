@@ -5,6 +5,7 @@ import inspect
 import random
 import re
 import warnings
+from collections import UserDict
 from contextlib import asynccontextmanager
 
 import grpc
@@ -74,7 +75,7 @@ LISTS = {"HybridExtraList", "SearchResult", "OmitZeroDict", "Hits"}
 
 def plain(value):
     """What can be compared of a result."""
-    if isinstance(value, dict):
+    if isinstance(value, (dict, UserDict)):
         return {k: plain(v) for k, v in value.items() if k not in VOLATILE}
     if isinstance(value, (list, tuple)) or type(value).__name__ in LISTS:
         return [plain(v) for v in value]

@@ -231,9 +231,9 @@ def test_every_public_method_is_there_with_the_same_signature(name):
 
 
 def test_what_is_ours_is_there_as_in_the_async_client():
-    added = set(public(haclient.AsyncMilvusClient)) - set(public(pymilvus.AsyncMilvusClient))
-    assert added == {"fleet", "refresh", "drain", "undrain", "subscribe"}
-    assert added <= set(public(haclient.MilvusClient))
+    added = {"fleet", "refresh", "drain", "undrain", "subscribe"}
+    for kind in (haclient.MilvusClient, haclient.AsyncMilvusClient):
+        assert added <= set(public(kind))
     assert haclient.MilvusClient.__doc__
 
 
