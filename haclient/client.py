@@ -199,7 +199,11 @@ class AsyncMilvusClient(DropIn, pymilvus.AsyncMilvusClient):  # type: ignore[mis
         await self.host.aclose()
 
     async def __aenter__(self) -> Self:
-        await self._connect()
+        try:
+            await self._connect()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

@@ -129,8 +129,10 @@ class Keeper:
                 elif look.found and not known:
                     await self._recognise()
                 await asyncio.sleep(_GAP_S)
+                # Not wait_for: on Python 3.11 it swallows a cancellation that comes together with the wake-up.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), max(self._pause(node) - _GAP_S, 0.0))
+                    async with asyncio.timeout(max(self._pause(node) - _GAP_S, 0.0)):
+                        await woken.wait()
                 woken.clear()
         finally:
             if not first.done():

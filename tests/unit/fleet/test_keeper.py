@@ -119,6 +119,24 @@ def test_closing_ends_every_task_and_transport():
 # The rhythm.
 
 
+def test_a_wake_up_in_the_same_moment_does_not_outlive_the_close():
+    """`asyncio.wait_for` of Python 3.11 returns normally if it is cancelled together with its event."""
+
+    async def scenario():
+        world = World(Server(), Server())
+        async with world:
+            core = world.core()
+            await ask(core)
+            await asyncio.sleep(0.3)
+            for node in core.fleet.nodes():
+                node.wake()
+            await asyncio.sleep(0)  # what waits for the event has it, and the prober has not run yet
+            async with asyncio.timeout(60):
+                await core.keeper.aclose()
+
+    run(scenario())
+
+
 def test_a_dead_server_delays_no_others_probes():
     async def scenario():
         world = World(Server(state="hang"), Server(), health=Health(interval_s=1.0, timeout_s=30.0))
