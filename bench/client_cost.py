@@ -1,4 +1,4 @@
-"""What a search costs the application: `haclient.AsyncMilvusClient` against pymilvus' own.
+"""What a search costs the application: haclient's clients, async and sync, against pymilvus' own.
 
     python bench/client_cost.py [--calls 320] [--rounds 15]
 
@@ -18,13 +18,15 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from stub_server import stub_servers
 
 VECTOR = [i / 384 for i in range(384)]
 
 
-LOOPS = ("asyncio", "uvloop")
+#: What the application runs on; the sync clients are called by as many threads as searches are in flight.
+LOOPS = ("asyncio", "uvloop", "threads")
 IN_FLIGHT = (1, 16)
 
 
@@ -40,23 +42,50 @@ async def measure(client, in_flight: int, calls: int) -> float:
     return (time.process_time() - before) / calls * 1e6
 
 
+def measure_threads(client, pool: ThreadPoolExecutor, in_flight: int, calls: int) -> float:
+    """CPU microseconds per search."""
+
+    def caller(_: int) -> None:
+        for _ in range(calls // in_flight):
+            client.search("docs", data=[VECTOR], limit=10, output_fields=["id"])
+
+    before = time.process_time()
+    list(pool.map(caller, range(in_flight)))
+    return (time.process_time() - before) / calls * 1e6
+
+
+def make(kind: str, client: str, uris: list[str]):
+    """Make a client of this name; ours with a listener to everything."""
+    if kind == "pymilvus":
+        import pymilvus
+
+        return getattr(pymilvus, client)(uris[0])
+    import haclient
+    from haclient.listeners.prometheus import PrometheusListener
+
+    made = getattr(haclient, client)(uris)
+    made.subscribe(PrometheusListener())
+    return made
+
+
 async def child(kind: str, uris: list[str], calls: int) -> None:
     """Measure one slice for every number of searches in flight read from standard input."""
-    if kind == "pymilvus":
-        from pymilvus import AsyncMilvusClient
-
-        client = AsyncMilvusClient(uris[0])
-    else:
-        from haclient import AsyncMilvusClient
-        from haclient.listeners.prometheus import PrometheusListener
-
-        client = AsyncMilvusClient(uris)
-        client.subscribe(PrometheusListener())
+    client = make(kind, "AsyncMilvusClient", uris)
     await measure(client, 1, calls)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         print(await measure(client, int(line), calls), flush=True)
     await client.close()
+
+
+def child_threads(kind: str, uris: list[str], calls: int) -> None:
+    """The same for a sync client."""
+    client = make(kind, "MilvusClient", uris)
+    with ThreadPoolExecutor(max(IN_FLIGHT)) as pool:
+        measure_threads(client, pool, max(IN_FLIGHT), calls)
+        for line in sys.stdin:
+            print(measure_threads(client, pool, int(line), calls), flush=True)
+    client.close()
 
 
 class Contestant:
@@ -84,13 +113,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     if args.child:
-        work = child(args.child, args.uris, args.calls)
-        if args.loop == "uvloop":
+        if args.loop == "threads":
+            child_threads(args.child, args.uris, args.calls)
+        elif args.loop == "uvloop":
             import uvloop
 
-            uvloop.run(work)
+            uvloop.run(child(args.child, args.uris, args.calls))
         else:
-            asyncio.run(work)
+            asyncio.run(child(args.child, args.uris, args.calls))
         return
     with stub_servers(2) as uris:
         contestants = {

@@ -14,6 +14,7 @@ from haclient import (
     ConfigError,
     DeadlineExceeded,
     HAClientError,
+    MilvusClient,
     PoisonedCall,
     Unavailable,
     WriteNotConfirmed,
@@ -89,6 +90,19 @@ async def client(config: Config) -> FleetView:
         milvus.drain("a")
         milvus.undrain("a")
         unsubscribe()
+    return view
+
+
+def sync_client(config: Config) -> FleetView:
+    """The same, blocking."""
+    with MilvusClient(["http://a:19530"], "user", "password", "db", "", 5.0, config=config) as milvus:
+        unsubscribe: Callable[[], None] = milvus.subscribe(on_event)
+        view: FleetView = milvus.refresh()
+        print(milvus.fleet.endpoints[0].state)
+        milvus.drain("a")
+        milvus.undrain("a")
+        unsubscribe()
+    milvus.close()
     return view
 
 
