@@ -24,19 +24,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(os.environ.get("HACLIENT_COMPAT_DIR") or tmp_path_factory.getbasetemp() / "environments")
 
 
-def environment(where: Path, wanted: Sequence[str]) -> Path:
+def environment(where: Path, wanted: Sequence[str], extras: str = "") -> Path:
     """Return the Python of an environment with haclient and these packages, making it if need be.
 
     Args:
         where: Its folder.
         wanted: What pip is told to install, beside haclient itself.
+        extras: Those of haclient, separated by commas.
     """
     python = where / "bin" / "python"
-    whole, packages = where / "whole.json", json.dumps([*wanted, str(ROOT)])
+    options = [*wanted, "-e", f"{ROOT}[{extras}]" if extras else str(ROOT)]
+    whole, packages = where / "whole.json", json.dumps(options)
     if whole.exists() and whole.read_text() == packages:
         return python
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    options = [*wanted, "-e", str(ROOT)]
     if Path(uv).exists():
         steps = [
             [uv, "venv", "-q", "--clear", "--python", sys.executable, str(where)],

@@ -63,7 +63,8 @@ def _comparison(filters: Mapping[str, Any], negated: bool, names: Mapping[str, s
         _check_ordered(filters, value)
     sign = _OPPOSITE[operator] if negated else operator
     if value is None:
-        return {"==": f"not exists {field}", "!=": f"exists {field}"}.get(sign, f"{field} in []")
+        # Milvus 2.3 takes what follows "exists" for a part of it, were it not for the brackets.
+        return {"==": f"(not (exists {field}))", "!=": f"(exists {field})"}.get(sign, f"{field} in []")
     if sign == "!=":
         return f"{field} not in [{_literal(value)}]"
     return f"{field} {sign} {_literal(value)}"
