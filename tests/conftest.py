@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.shared import ROWS, LiteFactory, StandalonePair, ToxicFactory
 
 T = TypeVar("T")
+
+# Haystack reports each run of a pipeline to its makers otherwise; read when it is imported.
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 
 def pytest_configure(config: pytest.Config) -> None:
