@@ -3,6 +3,9 @@
 Decision made here: HTTP is translated at once into what the core speaks. A status becomes gRPC's code for it (as in
 google.rpc.Code), a body that is no answer becomes a failure of the server, and vectors are handed on as plain float32,
 so that everything above can be judged by its code. A server's text never shows a secret that was sent to it.
+
+A request is given up by cancelling anyio's scope around it, never its task: httpx cleans up in shielded scopes, which a
+task's cancellation cuts through, and then its pool keeps the connection for ever.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import final
 
+import anyio
 import httpx
 
 from haclient.call import Metadata, Outcome, Reply
@@ -81,7 +85,8 @@ class HTTPTransport:
         self._secrets = [word for value in headers.values() for word in value.split() if len(word) >= _SHORTEST_SECRET]
         self._agreement = agreement
         self._loop = loop
-        self._exchanges: set[asyncio.Task[Outcome]] = set()
+        self._closed = False
+        self._exchanges: dict[asyncio.Task[None], Exchange] = {}
         self._client = httpx.AsyncClient(
             headers={"content-type": "application/json", **headers},
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
@@ -94,10 +99,11 @@ class HTTPTransport:
         self, path: str, message: bytes, metadata: Metadata, timeout_s: float, done: Callable[[Outcome], None]
     ) -> Exchange:
         """See `haclient.call.Transport`: POST a message, or GET if it is empty."""
-        task = self._loop.create_task(self._exchange(path, message, timeout_s))
-        self._exchanges.add(task)
-        task.add_done_callback(self._exchanges.discard)
-        return Exchange(task, done)
+        exchange = Exchange(done)
+        task = self._loop.create_task(self._run(exchange, path, message, timeout_s))
+        self._exchanges[task] = exchange
+        task.add_done_callback(self._exchanges.pop)
+        return exchange
 
     def ping(self, done: Callable[[float | WireError], None]) -> None:
         """See `haclient.call.Transport`: whatever comes back, the process is there."""
@@ -110,20 +116,27 @@ class HTTPTransport:
 
     async def aclose(self) -> None:
         """See `haclient.call.Transport`."""
-        exchanges = list(self._exchanges)
-        for task in exchanges:
-            task.cancel()
-        await asyncio.gather(*exchanges, return_exceptions=True)
+        self._closed = True
+        for exchange in self._exchanges.values():
+            exchange.abort()
+        await asyncio.gather(*self._exchanges, return_exceptions=True)
         await self._client.aclose()
 
-    async def _exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
+    async def _run(self, exchange: Exchange, path: str, message: bytes, timeout_s: float) -> None:
+        outcome: Outcome | None = None
+        if exchange.wanted and not self._closed:
+            with anyio.move_on_after(timeout_s) as exchange.scope:
+                outcome = await self._ask(path, message)
+        if outcome is None:
+            closed, late = TransportClosed(sent=True), AttemptTimeout(f"no answer within {timeout_s:g} s", sent=True)
+            outcome = closed if self._closed else late
+        exchange.finish(outcome)
+
+    async def _ask(self, path: str, message: bytes) -> Outcome:
         try:
-            async with asyncio.timeout(timeout_s):
-                if not message:
-                    return self._alive(await self._client.get(self._url + path))
-                return self._answered(await self._client.post(self._url + path, content=message), message)
-        except TimeoutError:
-            return AttemptTimeout(f"no answer within {timeout_s:g} s", sent=True)
+            if not message:
+                return self._alive(await self._client.get(self._url + path))
+            return self._answered(await self._client.post(self._url + path, content=message), message)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return ConnectFailed(f"cannot connect: {_text(error)}")
         except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
@@ -160,24 +173,38 @@ class HTTPTransport:
 
 @final
 class Exchange:
-    """One request under way; see `haclient.call.StreamHandle`."""
+    """One request under way; see `haclient.call.StreamHandle`.
 
-    __slots__ = ("_done", "_task")
+    Attributes:
+        scope: What it runs in, once it runs.
+    """
 
-    def __init__(self, task: asyncio.Task[Outcome], done: Callable[[Outcome], None]) -> None:
+    __slots__ = ("_done", "scope")
+
+    def __init__(self, done: Callable[[Outcome], None]) -> None:
         self._done: Callable[[Outcome], None] | None = done
-        self._task = task
-        task.add_done_callback(self._ended)
+        self.scope: anyio.CancelScope | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for it."""
+        return self._done is not None
 
     def cancel(self) -> None:
         """Close its connection; ``done`` is never called."""
         self._done = None
-        self._task.cancel()
+        self.abort()
 
-    def _ended(self, task: asyncio.Task[Outcome]) -> None:
+    def abort(self) -> None:
+        """End it now."""
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Tell whoever waits how it ended."""
         done, self._done = self._done, None
         if done is not None:
-            done(TransportClosed(sent=True) if task.cancelled() else task.result())
+            done(outcome)
 
 
 def _text(error: httpx.HTTPError) -> str:

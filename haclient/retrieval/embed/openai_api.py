@@ -65,7 +65,8 @@ def _vector(embedding: object) -> Vectors:
             return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32, copy=False)
         except binascii.Error as error:
             raise ValueError(f"a vector is neither numbers nor base64: {error}") from None
-    vector = np.asarray(embedding, np.float32)
+    with np.errstate(over="ignore"):  # too large a number becomes infinity, which is refused
+        vector = np.asarray(embedding, np.float32)
     if vector.ndim != 1:
         raise ValueError("a vector is no list of numbers")
     return vector

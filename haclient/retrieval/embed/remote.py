@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from haclient.call import Call, Method, Reply
-from haclient.config import ClusterConfig, Config, EndpointConfig, Health, Timeouts, redact
+from haclient.config import ClusterConfig, Config, EndpointConfig, Health, Hedge, Retry, Timeouts, redact
 from haclient.core import Core
 from haclient.errors import AccessDenied, ConfigError, EmbeddingError, HAClientError, Overloaded, Unavailable
 from haclient.events import EventBus, Listener
@@ -33,8 +33,6 @@ from haclient.retrieval.embed.openai_api import write_request
 
 _KEY: Final = "OPENAI_API_KEY"
 _EXAMPLE: Final = '"https://api.openai.com/v1"'
-#: Servers compute on the thread that answers, and may be far away: what is soon for Milvus is hasty for them.
-_HEALTH: Final = Health(interval_s=5.0, timeout_s=5.0, ping_timeout_s=1.0)
 
 
 @final
@@ -95,11 +93,7 @@ class HTTPEmbedder:
         self._agreed = False
         self._waiting = 0
         self._headers()  # so that a wrong key is told of now
-        config = Config(
-            clusters=tuple(_cluster(name, url) for name, url in self._urls.items()),
-            timeouts=Timeouts(read_s=timeout_s),
-            health=_HEALTH,
-        )
+        config = _config(self._urls, timeout_s, max_in_flight)
         self._bus = EventBus()
         self._bus.subscribe(LoggingListener(), per_call=False)
         self._host = Host(config, lambda: config, self._bus, what="embedder", build=self._build)
@@ -241,6 +235,19 @@ def _netloc(url: str) -> str:
             "(api_key_env), and anything else into headers"
         )
     return parts.netloc
+
+
+def _config(urls: Mapping[str, str], timeout_s: float, max_in_flight: int) -> Config:
+    """Make the core's configuration: servers of embeddings may be far away, and compute on the thread that answers."""
+    return Config(
+        clusters=tuple(_cluster(name, url) for name, url in urls.items()),
+        timeouts=Timeouts(read_s=timeout_s),
+        health=Health(interval_s=5.0, timeout_s=5.0, ping_timeout_s=1.0, failback_dwell_s=1.0),
+        hedge=Hedge(initial_delay_s=0.25, max_delay_s=2.0),
+        # The load is bounded by what may be under way. A server that fails may fail all of it at once, and each of it
+        # is to get another try, also if half of the budget has gone into hedges.
+        retry=Retry(budget_floor=2 * max_in_flight),
+    )
 
 
 def _cluster(name: str, url: str) -> ClusterConfig:
