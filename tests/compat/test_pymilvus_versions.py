@@ -26,6 +26,7 @@ import pymilvus
 from pymilvus import DataType, MilvusClient, MilvusException
 import haclient
 from haclient import AsyncMilvusClient
+from haclient.retrieval import Retriever
 
 uri = sys.argv[1]
 name = "c" + pymilvus.__version__.replace(".", "_")
@@ -50,6 +51,8 @@ async def main():
     told["search"] = [hit["id"] for hit in hits[0]]
     told["query"] = [row["id"] for row in await client.query(name, filter="id in [1, 2]", output_fields=["id"])]
     told["get"] = [row["id"] for row in await client.get(name, ids=[5], output_fields=["id"])]
+    [found] = await Retriever(client, name, text_field="id").retrieve([3.0, 0, 0, 1], 1)
+    told["retrieved"] = [found.id, found.text, found.score]
     await client.upsert(name, [{"id": 3, "v": [9.0, 9, 9, 9]}])
     await client.delete(name, ids=[4])
     told["left"] = len(await client.query(name, filter="id >= 0", output_fields=["id"], limit=100))
@@ -194,6 +197,7 @@ def test_smoke(folder, server, version):
         "search": [3, 4],
         "query": [1, 2],
         "get": [5],
+        "retrieved": [3, "3", 0.0],
         "left": 9,
         "connection": True,
         "closed": True,
