@@ -357,6 +357,14 @@ class TestStore:
         await asyncio.gather(*(store.write_documents_async([document]) for document in DOCUMENTS))
         assert store.count_documents() == len(DOCUMENTS)
 
+    def test_a_collection_that_another_store_creates_is_found(self, make: Make) -> None:
+        reader, writer = make(enable_dynamic_field=False), make(enable_dynamic_field=False)
+        assert (reader.count_documents(), reader.filter_documents()) == (0, [])
+        writer.write_documents(DOCUMENTS[: len(ODD)])
+        assert reader.count_documents() == len(ODD)
+        assert reader.filter_documents(FILTERS[0])[0].meta["number"] == 4
+        assert make().write_documents(DOCUMENTS[:1]) == 1
+
     def test_several_clusters_are_read_and_not_written(self, make: Make, servers: list[LiteServer]) -> None:
         for server in servers:
             make(connection_args={"uri": server.uri}).write_documents(DOCUMENTS)

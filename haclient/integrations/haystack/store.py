@@ -80,11 +80,24 @@ class HAMilvusDocumentStore(MilvusDocumentStore):  # type: ignore[misc]
         check_address(given.get("connection_args") or {})
         # The first write creates the collection.
         self._writing = threading.Lock()
+        self._exists = False
         _init_store(self, *arguments, **options)
 
     def close(self) -> None:
         """Close the client."""
         self.client.close()
+
+    @property
+    def _collection_exists(self) -> bool:
+        # milvus-haystack looks once: a store made before its collection would find nothing for ever.
+        if not self._exists and self.client.has_collection(self.collection_name):
+            self._exists = True
+            self._init(timeout=self.timeout)
+        return self._exists
+
+    @_collection_exists.setter
+    def _collection_exists(self, exists: bool) -> None:
+        self._exists = exists
 
     # Reading.
 
