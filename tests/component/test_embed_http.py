@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,7 @@ class TestAnswers:
         with pytest.raises(Unavailable, match=f"{one.port}/v1/embeddings"):
             await embedder(one).fingerprint()
 
+    @pytest.mark.both_loops
     async def test_two_hundred_at_once(self, server: MakeServer, embedder: MakeEmbedder) -> None:
         """Requests beyond what may be under way wait; nobody is refused."""
         one, two = await server(), await server()
@@ -263,13 +265,22 @@ class TestTrouble:
         await asyncio.gather(first, second, return_exceptions=True)
         await ask(narrow, one, 2)
 
-    async def test_giving_up_closes_the_connection(self, server: MakeServer, embedder: MakeEmbedder) -> None:
+    @pytest.mark.both_loops
+    async def test_giving_up(self, server: MakeServer, embedder: MakeEmbedder) -> None:
+        """At whatever moment a caller gives up, no connection stays behind, and the others are answered."""
         one = await server()
+        one.delay_s = 0.01
         only = embedder(one)
         await ask(only, one, 1)
+
+        async def impatient(patience_s: float) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(only.embed(["patience"]), patience_s)
+
+        for _ in range(3):
+            await asyncio.gather(ask(only, one, 10), *(impatient(i * 0.002) for i in range(20)))
         one.fault = "hang"
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(only.embed(["patience"]), 0.05)
+        await asyncio.gather(*(impatient(0.05) for _ in range(5)))
         one.fault = ""
         await ask(only, one, 3)
         await only.aclose()
@@ -315,7 +326,7 @@ class TestKey:
         await ask(only, one, 1)
         assert one.headers["authorization"] == f"Bearer {KEY}"
         assert one.headers["x-tenant"] == "tenant-secret-42"
-        one.text = f"wrong key {KEY} of tenant-secret-42"
+        one.text = f"wrong key {KEY} of tenant-secret-42, {'x' * 230} {KEY}"
         for fault in (400, 401, 429, 500, "reset", "html", "hang"):
             one.fault = fault
             with pytest.raises((CallError, EmbeddingError)) as caught:
@@ -324,7 +335,7 @@ class TestKey:
             shown += [caught.value, repr(caught.value), getattr(caught.value, "attempts", ())]
         text = "\n".join([*map(str, shown), *map(repr, shown), caplog.text])
         assert "***" in text
-        assert KEY not in text
+        assert KEY[:15] not in text, "not even where a long text is cut"
         assert "tenant-secret-42" not in text
 
     @pytest.mark.parametrize("status", [401, 403])

@@ -47,6 +47,7 @@ MODELS = "/models"
 _PING_TIMEOUT_S = 10.0
 #: Shorter words of a header's value (``Bearer`` is one of six letters) are not worth hiding.
 _SHORTEST_SECRET = 8
+_SHOWN_LETTERS = 300
 #: Idle connections are closed before servers do so (uvicorn and Node.js after 5 s), or requests would meet the close.
 _KEEP_S = 4.0
 
@@ -153,22 +154,23 @@ class HTTPTransport:
             return self._refused(response)
         try:
             rows, model = read_answer(response.content, count_texts(message))
-            self._agreement.check(self._name, model, rows.shape[1])
+            self._agreement.check(self._name, self._shown(model), rows.shape[1])
         except EmbeddingError as error:
-            return Reply(b"", INTERNAL, self._hidden(str(error)))
+            return Reply(b"", INTERNAL, str(error))
         return Reply(rows.tobytes())
 
     def _refused(self, response: httpx.Response) -> Reply:
         status = response.status_code
-        text = f"HTTP {status} {response.reason_phrase}: {self._hidden(read_refusal(response.content))}"
+        text = self._shown(f"HTTP {status} {response.reason_phrase}: {read_refusal(response.content)}")
         if status == httpx.codes.NOT_FOUND:
             text += " (is the model there, and does the base URL end as it should, mostly in /v1?)"
         return Reply(b"", _CODES.get(status, UNAVAILABLE), text)
 
-    def _hidden(self, text: str) -> str:
+    def _shown(self, text: str) -> str:
+        """Cut what a server said to what may be shown."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return text[:_SHOWN_LETTERS]
 
 
 @final

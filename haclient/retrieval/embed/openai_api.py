@@ -18,8 +18,6 @@ import orjson
 from haclient.errors import EmbeddingError
 from haclient.retrieval.embed.embedder import Vectors, checked
 
-_SHOWN_LETTERS = 300
-
 
 def write_request(model: str, texts: Sequence[str], dimension: int | None) -> bytes:
     """Return the body of a request; a dimension is asked for only if one is given."""
@@ -73,7 +71,7 @@ def _vector(embedding: object) -> Vectors:
 
 
 def read_refusal(body: bytes) -> str:
-    """Return what a server says is wrong: its message, wherever it writes it, or the start of the text."""
+    """Return what a server says is wrong: its message, wherever it writes it, or the text as it is."""
     try:
         answer = orjson.loads(body)
     except ValueError:
@@ -81,4 +79,4 @@ def read_refusal(body: bytes) -> str:
     while isinstance(answer, dict):
         answer = next((answer[key] for key in ("error", "message", "detail") if answer.get(key)), None)
     text = answer if isinstance(answer, str) else body.decode("utf-8", "replace")
-    return " ".join(text.split())[:_SHOWN_LETTERS]
+    return " ".join(text.split())

@@ -91,6 +91,8 @@ class HTTPEmbedder:
         self._normalise = normalise
         self._agreement = Agreement(dimension)
         self._agreed = False
+        #: Of the event loop at hand; see `_build`.
+        self._slots = asyncio.Semaphore(max_in_flight)
         self._waiting = 0
         self._headers()  # so that a wrong key is told of now
         config = _config(self._urls, timeout_s, max_in_flight)
@@ -225,10 +227,10 @@ def _netloc(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
+    except (ValueError, AttributeError):
         sound = False
     if not sound:
-        raise ConfigError(f'base_urls: "{redact(url)}" is no http or https URL; write for example {_EXAMPLE}')
+        raise ConfigError(f'base_urls: "{redact(str(url))}" is no http or https URL; write for example {_EXAMPLE}')
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             f'base_urls: "{redact(url)}" holds credentials or a query; put the key into an environment variable '

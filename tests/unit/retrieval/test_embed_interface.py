@@ -76,6 +76,7 @@ URL = "http://127.0.0.1:9/v1"
     ("arguments", "message"),
     [
         ({"base_urls": []}, "base_urls is empty"),
+        ({"base_urls": [None]}, "is no http or https URL"),
         ({"base_urls": "localhost:8080/v1"}, "is no http or https URL"),
         ({"base_urls": "ftp://host/v1"}, "is no http or https URL"),
         ({"base_urls": "http://host:99999/v1"}, "is no http or https URL"),
