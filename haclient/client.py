@@ -13,6 +13,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -104,9 +105,10 @@ class DropIn:
         """Make pymilvus' handler over this client's core."""
         raise NotImplementedError
 
-    def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
-        """Call a function where the core may be touched."""
-        raise NotImplementedError
+    @staticmethod
+    def _on_loop(function: Callable[[], T]) -> T:
+        """Call a function where the core and its listeners may be touched."""
+        return function()
 
     # What pymilvus' methods call.
 
@@ -143,19 +145,20 @@ class DropIn:
     def fleet(self) -> FleetView:
         """The fleet now: immutable, cheap; without endpoints before the first call."""
         core = self.host.core
-        return self._on_core(core, Core.view) if core is not None else FleetView((), 0.0)
+        return self._on_loop(core.view) if core is not None else FleetView((), 0.0)
 
     def drain(self, name: str) -> None:
         """Take an endpoint or a cluster out of rotation, by name; calls under way finish."""
-        self._on_core(self._running(), lambda core: core.fleet.drain(name))
+        self._on_loop(partial(self._running().fleet.drain, name))
 
     def undrain(self, name: str) -> None:
         """Put an endpoint or a cluster back into rotation."""
-        self._on_core(self._running(), lambda core: core.fleet.drain(name, drained=False))
+        self._on_loop(partial(self._running().fleet.drain, name, drained=False))
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Hear of every event (`haclient.events`); returns the function that stops it."""
-        return self._bus.subscribe(listener)
+        on_loop, unsubscribe = self._on_loop, self._on_loop(partial(self._bus.subscribe, listener))
+        return lambda: on_loop(unsubscribe)
 
     def _running(self) -> Core:
         core = self.host.core
@@ -176,9 +179,6 @@ class AsyncMilvusClient(DropIn, pymilvus.AsyncMilvusClient):  # type: ignore[mis
 
     def _make_handler(self, database: str) -> Any:
         return make_handler(self.host.request, self._using, database)
-
-    def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
-        return function(core)
 
     async def _connect(self) -> None:
         """Start, if the first call has not done so; pymilvus calls it too."""

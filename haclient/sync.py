@@ -15,7 +15,6 @@ import pymilvus
 
 from haclient.blocking import make_blocking_handler
 from haclient.client import DropIn
-from haclient.core import Core
 from haclient.fleet.model import FleetView
 from haclient.portal import portal
 
@@ -30,8 +29,9 @@ class MilvusClient(DropIn, pymilvus.MilvusClient):  # type: ignore[misc]
     def _make_handler(self, database: str) -> Any:
         return make_blocking_handler(self.host.submit, self._using, database)
 
-    def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
-        return portal().call(lambda: function(core))
+    @staticmethod
+    def _on_loop(function: Callable[[], T]) -> T:
+        return portal().call(function)
 
     def refresh(self) -> FleetView:
         """Probe every endpoint and collection now, and return what was found."""
@@ -43,7 +43,11 @@ class MilvusClient(DropIn, pymilvus.MilvusClient):  # type: ignore[misc]
         self._shut()
 
     def __enter__(self) -> Self:
-        self.host.run(self._start())
+        try:
+            self.host.run(self._start())
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -140,6 +140,26 @@ def test_looking_draining_and_listening(server, mortal):
         assert server.address in repr(client)
 
 
+def test_threads_that_begin_and_end_to_listen_at_once_do_not_lose_one_another(server):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    client = MilvusClient(server.uri)
+    heard = set()
+
+    def listen(number):
+        client.subscribe(lambda _: None)()
+        client.subscribe(lambda _: heard.add(number))
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(listen, range(400)))
+    finally:
+        sys.setswitchinterval(interval)
+    with client:
+        nearest(client)
+    assert heard == set(range(400))
+
+
 def test_a_listener_may_look_but_not_call(server):
     """It runs on the portal's thread, which would wait for itself."""
     seen = []
