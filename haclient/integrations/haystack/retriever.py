@@ -64,8 +64,7 @@ class HAMilvusRetriever:
         self._filters = filters
         self._top_k = top_k
         self._options = dict(options or {})
-        self._client: MilvusClient | None = None
-        self._retriever: Retriever | None = None
+        self._open: tuple[MilvusClient, Retriever] | None = None
 
     def warm_up(self) -> None:
         """Resolve the token and make the client, if that is not done; it connects with the first question.
@@ -77,16 +76,17 @@ class HAMilvusRetriever:
         self._ready()
 
     def _ready(self) -> Retriever:
-        if self._retriever is None:
-            self._client = MilvusClient(**resolved(self._address))
-            self._retriever = Retriever(self._client, self._collection, **self._options)
-        return self._retriever
+        opened = self._open
+        if opened is None:
+            client = MilvusClient(**resolved(self._address))
+            opened = self._open = client, Retriever(client, self._collection, **self._options)
+        return opened[1]
 
     def close(self) -> None:
         """Close the client; the next run makes a new one."""
-        client, self._client, self._retriever = self._client, None, None
-        if client is not None:
-            client.close()
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened[0].close()
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(
