@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final, final
 
 #: A passage grows by whole paragraphs until it has this many words.
@@ -56,6 +57,15 @@ def read_corpus() -> list[Passage]:
     from pydoc_data.topics import topics  # noqa: PLC0415 - half a megabyte that only the demo needs
 
     return split(topics)
+
+
+def read_documents() -> dict[str, str]:
+    """Return the same text as one document a topic, for those who cut documents themselves."""
+    documents: dict[str, str] = {}
+    for (topic, title), passages in groupby(read_corpus(), key=lambda passage: (passage.topic, passage.title)):
+        section = "\n\n".join([title, *(passage.text for passage in passages)])
+        documents[topic] = f"{documents[topic]}\n\n\n{section}" if topic in documents else section
+    return documents
 
 
 def split(topics: Mapping[str, str]) -> list[Passage]:

@@ -6,10 +6,11 @@ questions name what they are about, as one does who knows Python; the other half
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from haclient.drill.corpus import Passage
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,9 @@ class Question:
     text: str
     phrases: tuple[str, ...]
 
-    def right(self, passages: Sequence[Passage]) -> set[int]:
-        """Positions of the passages that answer it."""
-        texts = [" ".join(passage.text.split()) for passage in passages]
-        return {i for i, text in enumerate(texts) if any(phrase in text for phrase in self.phrases)}
+    def right(self, texts: Mapping[T, str]) -> set[T]:
+        """Keys of the texts that answer it."""
+        return {key for key, text in texts.items() if any(phrase in " ".join(text.split()) for phrase in self.phrases)}
 
 
 def _ask(text: str, *phrases: str) -> Question:
