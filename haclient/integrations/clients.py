@@ -57,8 +57,7 @@ class SharedAsyncClient(AsyncMilvusClient):
         # pymilvus remembers times of writes by address: with the same one, either client knows of the other's writes.
         return make_handler(request, self._client._using, database)
 
-    def _on_core(self, core: Core, function: Callable[[Core], T]) -> T:
-        return self._client._on_core(core, function)
+    _on_loop = staticmethod(MilvusClient._on_loop)
 
     async def _start(self) -> Core:
         return await self.host.bring(super()._start())
