@@ -17,7 +17,9 @@ from haclient.retrieval.embed import (
 )
 
 if TYPE_CHECKING:
+    from haclient.retrieval.chunks import Source
     from haclient.retrieval.embed import HTTPEmbedder
+    from haclient.retrieval.indexer import Indexer, IndexReport
     from haclient.retrieval.ladder import Relax
     from haclient.retrieval.options import RRF, Query, Weighted
     from haclient.retrieval.plan import SparseEmbedder
@@ -33,6 +35,8 @@ __all__ = [
     "Freshness",
     "HTTPEmbedder",
     "HashingEmbedder",
+    "IndexReport",
+    "Indexer",
     "Query",
     "QueryMemo",
     "Relax",
@@ -40,6 +44,7 @@ __all__ = [
     "Retriever",
     "Rung",
     "SentenceTransformerEmbedder",
+    "Source",
     "SparseEmbedder",
     "Vectors",
     "Weighted",
@@ -48,11 +53,14 @@ __all__ = [
 #: What needs pymilvus, which takes a second to import, and where it is.
 _LATER = {
     "HTTPEmbedder": "embed",
+    "IndexReport": "indexer",
+    "Indexer": "indexer",
     "RRF": "options",
     "Query": "options",
     "Relax": "ladder",
     "Rerank": "retriever",
     "Retriever": "retriever",
+    "Source": "chunks",
     "SparseEmbedder": "plan",
     "Weighted": "options",
 }

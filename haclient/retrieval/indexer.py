@@ -50,7 +50,7 @@ class Failure:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Report:
+class IndexReport:
     """What a run has done so far, or in all.
 
     Attributes:
@@ -79,7 +79,7 @@ class Report:
         return self.added / self.seconds if self.seconds else 0.0
 
 
-Progress = Callable[[Report], None]
+Progress = Callable[[IndexReport], None]
 
 
 @final
@@ -124,7 +124,7 @@ class Indexer:
         self._in_flight = in_flight
         self._hybrid = hybrid
 
-    async def add(self, sources: Sources, *, progress: Progress | None = None) -> Report:
+    async def add(self, sources: Sources, *, progress: Progress | None = None) -> IndexReport:
         """Bring the collection up to date with these sources; others in it are left alone.
 
         Args:
@@ -143,7 +143,7 @@ class Indexer:
         """
         return await self._host.bring(self._add(sources, progress or (lambda report: None)))
 
-    def add_sync(self, sources: Sources, *, progress: Progress | None = None) -> Report:
+    def add_sync(self, sources: Sources, *, progress: Progress | None = None) -> IndexReport:
         """Block until `add` is done."""
         return self._host.run(self.add(sources, progress=progress))
 
@@ -159,7 +159,7 @@ class Indexer:
         """Block until `remove` is done."""
         return self._host.run(self.remove(source_ids))
 
-    async def _add(self, sources: Sources, progress: Progress) -> Report:
+    async def _add(self, sources: Sources, progress: Progress) -> IndexReport:
         fingerprint = await self._embedder.fingerprint()
         description = await schema.ensure(
             self._milvus, self.collection, fingerprint, hybrid=self._hybrid, servers=self._servers()
@@ -229,7 +229,7 @@ class _Tally:
     """The report as it grows."""
 
     def __init__(self, total: int | None, progress: Progress) -> None:
-        self.report = Report(total=total)
+        self.report = IndexReport(total=total)
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()

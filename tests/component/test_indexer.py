@@ -15,7 +15,7 @@ import pytest
 from haclient import AsyncMilvusClient, MilvusClient
 from haclient.errors import Unavailable, WriteRefused
 from haclient.retrieval.embed.embedder import Fingerprint, Vectors
-from haclient.retrieval.indexer import Indexer, Report, Source
+from haclient.retrieval.indexer import Indexer, IndexReport, Source
 from haclient.retrieval.retriever import Retriever
 from haclient.retrieval.schema import read_fingerprint
 from tests.servers import fill
@@ -98,7 +98,7 @@ async def test_a_sync_client_does_the_same_from_blocking_and_from_async_code(lit
     server = await lite_server()
     embedder = WordEmbedder()
 
-    def blocking() -> Report:
+    def blocking() -> IndexReport:
         with MilvusClient(server.uri) as client:
             index = make_indexer(client, embedder)
             report = index.add_sync(sources())

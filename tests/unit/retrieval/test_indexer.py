@@ -14,7 +14,7 @@ from pymilvus import MilvusException
 
 from haclient.errors import ConfigError, EmbeddingError, Unavailable
 from haclient.retrieval.embed.embedder import Fingerprint
-from haclient.retrieval.indexer import Indexer, Report, Source
+from haclient.retrieval.indexer import Indexer, IndexReport, Source
 from haclient.retrieval.schema import FINGERPRINT_PROPERTY, read_fingerprint
 from tests.unit.retrieval.indexer_fakes import DIMENSION, FakeEmbedder, FakeMilvus, make_indexer
 
@@ -41,7 +41,7 @@ def texts(milvus: FakeMilvus) -> dict[str, set[str]]:
     return found
 
 
-def counts(report: Report) -> tuple[int, int, int, int]:
+def counts(report: IndexReport) -> tuple[int, int, int, int]:
     return report.added, report.unchanged, report.removed, report.replaced
 
 
@@ -145,7 +145,7 @@ async def test_a_source_is_done_only_when_all_of_it_is(
     index: Indexer, milvus: FakeMilvus, embedder: FakeEmbedder
 ) -> None:
     """One source of three batches whose last batch fails: its chunks count, the source does not."""
-    told: list[Report] = []
+    told: list[IndexReport] = []
     milvus.refuse = lambda step: MilvusException(1100, "too long") if step == "upsert 2" else None
     with pytest.raises(MilvusException, match="too long") as raised:
         await index.add([Source("long", "\n\n".join(map(str, range(10))))], progress=told.append)
@@ -228,7 +228,7 @@ async def test_an_async_iterable_is_read_on_the_loop(index: Indexer, milvus: Fak
 
 
 async def test_progress_grows_to_the_report(index: Indexer) -> None:
-    told: list[Report] = []
+    told: list[IndexReport] = []
     report = await index.add([Source(f"s{i}", "1\n\n2\n\n3") for i in range(7)], progress=told.append)
     assert told[-1] == report
     assert [one.added for one in told] == sorted(one.added for one in told)
@@ -245,7 +245,7 @@ async def test_what_the_caller_raises_comes_out_as_it_is(index: Indexer) -> None
     with pytest.raises(FileNotFoundError, match=r"b\.txt"):
         await index.add(sources())
 
-    def stop(_: Report) -> None:
+    def stop(_: IndexReport) -> None:
         raise KeyError("progress")
 
     with pytest.raises(KeyError, match="progress"):
