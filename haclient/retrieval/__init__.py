@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from haclient.retrieval.cache import AnswerCache
+from haclient.retrieval.chunks import Source
 from haclient.retrieval.document import Document, Documents, Freshness, Rung
 from haclient.retrieval.embed import (
     Embedder,
@@ -17,7 +18,6 @@ from haclient.retrieval.embed import (
 )
 
 if TYPE_CHECKING:
-    from haclient.retrieval.chunks import Source
     from haclient.retrieval.embed import HTTPEmbedder
     from haclient.retrieval.indexer import Indexer, IndexReport
     from haclient.retrieval.ladder import Relax
@@ -60,7 +60,6 @@ _LATER = {
     "Relax": "ladder",
     "Rerank": "retriever",
     "Retriever": "retriever",
-    "Source": "chunks",
     "SparseEmbedder": "plan",
     "Weighted": "options",
 }
