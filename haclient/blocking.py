@@ -109,6 +109,8 @@ class CallFuture:
         except (errors.CallError, errors.ConfigError) as error:
             raise milvus_error(error) from error
         except TimeoutError:
+            if self._reply.done():
+                raise  # the call's own
             raise grpc.FutureTimeoutError from None
         except CancelledError:
             raise grpc.FutureCancelledError from None
@@ -145,34 +147,24 @@ class CallFuture:
         self._reply.add_done_callback(lambda: callback(self))
 
 
-def _plain_stub(self: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    """Make the stub without interceptors: credentials are the core's."""
-    self._final_channel, self._stub = self._channel, MilvusServiceStub(self._channel)
-    return self._final_channel, self._stub
+@without_retries
+class BlockingHandler(GrpcHandler):  # type: ignore[misc]
+    """pymilvus' handler over our channel."""
 
+    def _setup_grpc_channel(self, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Make the stub without interceptors: credentials are the core's."""
+        self._final_channel, self._stub = self._channel, MilvusServiceStub(self._channel)
+        return self._final_channel, self._stub
 
-def _introduced(self: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    """Nobody to be introduced to."""
-    return self._final_channel, self._stub
+    def _setup_identifier_interceptor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Nobody to be introduced to."""
+        return self._final_channel, self._stub
 
+    def _setup_db_interceptor(self, db_name: str | None) -> None:
+        """Change the connection's database, which only pymilvus 2.5 does."""
+        self._channel.database = db_name or ""
 
-def _database(self: Any, db_name: str | None) -> None:
-    """Change the connection's database, which only pymilvus 2.5 does."""
-    self._channel.database = db_name or ""
-
-
-#: pymilvus' handler over our channel.
-BlockingHandler = type(
-    "BlockingHandler",
-    (GrpcHandler,),
-    {
-        **without_retries(GrpcHandler),
-        "_setup_grpc_channel": _plain_stub,
-        "_setup_identifier_interceptor": _introduced,
-        "_wait_for_channel_ready": _introduced,
-        "_setup_db_interceptor": _database,
-    },
-)
+    _wait_for_channel_ready = _setup_identifier_interceptor
 
 
 def make_blocking_handler(request: BlockingRequester, address: str, database: str) -> Any:

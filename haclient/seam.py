@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from pymilvus import decorators
@@ -23,6 +23,8 @@ from pymilvus.exceptions import MilvusException
 from haclient import errors
 from haclient.call import Metadata, Method, Reply
 from haclient.milvus import methods
+
+H = TypeVar("H")
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _UNAUTHENTICATED, _PERMISSION_DENIED = 16, 7
@@ -205,18 +207,21 @@ def _bare(function: Any) -> Any:
     return decorators.error_handler(func_name=function.__name__)(function.__wrapped__)
 
 
-def without_retries(handler: type) -> dict[str, Any]:
-    """Return the methods of a handler that pymilvus would retry, without their retries."""
-    functions = inspect.getmembers(handler, inspect.isfunction)
-    return {name: bare for name, function in functions if (bare := _bare(function)) is not None}
+def without_retries(handler: type[H]) -> type[H]:
+    """Take pymilvus' retries off every method of a handler's class."""
+    for name, function in inspect.getmembers(handler, inspect.isfunction):
+        bare = _bare(function)
+        if bare is not None:
+            setattr(handler, name, bare)
+    return handler
 
 
-async def _ready(self: Any, *_: Any, **__: Any) -> None:
-    """Nothing to wait for: the core starts with the first call."""
+@without_retries
+class Handler(AsyncGrpcHandler):  # type: ignore[misc]
+    """pymilvus' handler over our channel."""
 
-
-#: pymilvus' handler over our channel.
-Handler = type("Handler", (AsyncGrpcHandler,), {**without_retries(AsyncGrpcHandler), "ensure_channel_ready": _ready})
+    async def ensure_channel_ready(self, *_: Any, **__: Any) -> None:
+        """Nothing to wait for: the core starts with the first call."""
 
 
 def make_handler(request: Requester, address: str, database: str) -> Any:

@@ -160,6 +160,11 @@ def test_errors_are_ours_and_pymilvus_both(original):
         assert isinstance(call.future(HAS).exception(), kind)
 
 
+def test_an_error_of_the_calls_own_is_not_taken_for_that_of_grpc():
+    with pytest.raises(TimeoutError, match="the disk is slow"):
+        stub(Requests(TimeoutError("the disk is slow"))).HasCollection(HAS)
+
+
 # Calls under way.
 
 
