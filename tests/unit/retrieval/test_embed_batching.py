@@ -118,7 +118,7 @@ class TestWorker:
         """A large call is cut into batches, and a question that comes meanwhile is answered after one of them."""
         model = Model(held=True)
         worker = Worker(model, batch_size=4, max_queue=8)
-        texts = [str(i) for i in range(40)]
+        texts = [str(i) * (i % 5 + 1) for i in range(40)]
         large = asyncio.create_task(worker.embed(texts, False))
         await model.busy()
         question = asyncio.create_task(worker.embed(["now?"], True))
@@ -128,6 +128,9 @@ class TestWorker:
         assert (await large).tolist() == [row(text) for text in texts]
         await question
         assert [queries for _, queries in model.batches[:3]] == [False, True, False]
+        lengths = [[len(text) for text in batch] for batch, queries in model.batches if not queries]
+        assert lengths == [sorted(some) for some in lengths]
+        assert [some[-1] for some in lengths] == sorted(some[-1] for some in lengths), "likes with likes"
         await worker.aclose()
 
     async def test_one_bad_text(self) -> None:
