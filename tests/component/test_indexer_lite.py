@@ -118,7 +118,7 @@ async def test_a_sync_client_does_the_same_from_blocking_and_from_async_code(lit
 DYING = """
 import asyncio, os, signal, sys
 from haclient import AsyncMilvusClient
-from tests.component.test_indexer import WordEmbedder, make_indexer, sources
+from tests.component.test_indexer_lite import WordEmbedder, make_indexer, sources
 
 class Dying(WordEmbedder):
     async def before(self):

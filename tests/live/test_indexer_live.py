@@ -13,7 +13,7 @@ from haclient.errors import ConfigError
 from haclient.retrieval.indexer import Source
 from haclient.retrieval.retriever import Retriever
 from haclient.retrieval.schema import read_fingerprint
-from tests.component.test_indexer import ODD, WORDS, WordEmbedder, make_indexer, rows, sources
+from tests.component.test_indexer_lite import ODD, WORDS, WordEmbedder, make_indexer, rows, sources
 from tests.servers import fill
 from tests.servers.shared import StandalonePair
 
