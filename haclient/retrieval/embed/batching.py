@@ -127,8 +127,14 @@ class Worker:
         Raises:
             Overloaded: Too many texts wait already.
         """
-        size = self._queue.batch_size
-        return np.concatenate([await self._rows(texts[i : i + size], queries) for i in range(0, len(texts), size)])
+        count, size = len(texts), self._queue.batch_size
+        # Texts of like length go together: every text of a batch takes as long as the longest.
+        order = sorted(range(count), key=lambda i: len(texts[i]))
+        parts = [[texts[i] for i in order[start : start + size]] for start in range(0, count, size)]
+        computed = np.concatenate([await self._rows(part, queries) for part in parts])
+        rows = np.empty_like(computed)
+        rows[order] = computed
+        return rows
 
     async def _rows(self, texts: Sequence[str], queries: bool) -> Vectors:
         with self._lock:
