@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -32,8 +33,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 COLLECTION = "python_reference"
 MODEL = model_folder() or "hashing"
 K = 4
-#: After so many answers the server is killed.
+COMPLAINTS = "stderr"
+#: After so many answers a server is killed.
 KILL_AFTER = 10
+
+Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 #: All that need the model stay with one worker, which loads it once.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("model")]
@@ -86,18 +90,32 @@ async def corpus(filled: Corpus) -> Corpus:
     return filled
 
 
-async def start(name: str, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
-    """Run an example; without a language model, and without the network."""
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Runs an example without a language model and without the network; what it complains of is in `complaints`."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HACLIENT_", "OPENAI_"))}
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(EXAMPLES / f"{name}.py"),
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**inherited, "HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False", **environment},
-    )
+    offline = {"HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
+    processes: list[asyncio.subprocess.Process] = []
+
+    async def run(name: str, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+        with (tmp_path / COMPLAINTS).open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(EXAMPLES / f"{name}.py"),
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                env={**inherited, **offline, **environment},
+            )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 async def read_answer(process: asyncio.subprocess.Process) -> list[str]:
@@ -130,7 +148,7 @@ def needs(package: str) -> pytest.MarkDecorator:
     ],
 )
 async def test_every_question_is_answered_rightly_while_a_server_is_killed(
-    corpus: Corpus, name: str, address: str, tmp_path: Path
+    corpus: Corpus, start: Start, name: str, address: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "haclient.toml"
     clusters = [f'[[cluster]]\nname = "{s.name}"\nendpoints = ["{s.uri}"]\n' for s in (corpus.a, corpus.b)]
@@ -139,59 +157,61 @@ async def test_every_question_is_answered_rightly_while_a_server_is_killed(
     environment = {key: value for key, value in given.items() if key == address}
     arguments = [] if environment else [f"--uri={uri}" for uri in corpus.uris]
     process = await start(name, *arguments, f"--model={MODEL}", **environment)
-    errors = asyncio.create_task(process.stderr.read())  # type: ignore[union-attr]
+    complaints = tmp_path / COMPLAINTS
     assert process.stdin is not None
-    process.stdin.write("".join(f"{question}\n" for question in corpus.expected).encode())
-    process.stdin.write_eof()
-    for number, (question, expected) in enumerate(corpus.expected.items()):
-        lines = await read_answer(process)
-        assert lines[:1] == [question], (await errors).decode()
-        found = shown(lines[1:])
-        assert [source for source, _ in found] == [source for source, _ in expected], question
-        assert all(
-            " ".join(text.split()).startswith(begin) for (_, begin), (_, text) in zip(found, expected, strict=True)
-        )
-        if number == KILL_AFTER:
+    questions = list(corpus.expected.items())
+    for first, end in itertools.pairwise((0, KILL_AFTER, 2 * KILL_AFTER, len(questions))):
+        process.stdin.write("".join(f"{question}\n" for question, _ in questions[first:end]).encode())
+        if first == KILL_AFTER:
             await corpus.a.kill()
-    assert await process.wait() == 0, (await errors).decode()
-    assert "Traceback" not in (await errors).decode()
+        for question, expected in questions[first:end]:
+            lines = await read_answer(process)
+            assert lines[:1] == [question], complaints.read_text()
+            found = shown(lines[1:])
+            assert [source for source, _ in found] == [source for source, _ in expected], question
+            texts = [" ".join(text.split()) for _, text in expected]
+            assert all(text.startswith(begin) for (_, begin), text in zip(found, texts, strict=True))
+    process.stdin.write_eof()
+    assert await process.wait() == 0, complaints.read_text()
+    assert "Traceback" not in complaints.read_text()
 
 
 @needs("fastapi")
 @needs("uvicorn")
-async def test_the_service_answers_every_question_while_a_server_is_killed(corpus: Corpus) -> None:
+async def test_the_service_answers_every_question_while_a_server_is_killed(
+    corpus: Corpus, start: Start, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = await start("fastapi_service", *(f"--uri={u}" for u in corpus.uris), f"--model={MODEL}", PORT=str(port))
-    errors = asyncio.create_task(process.stderr.read())  # type: ignore[union-attr]
+    complaints = tmp_path / COMPLAINTS
     slots = asyncio.Semaphore(4)
-    answered = 0
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-            while not await is_up(http):
-                assert process.returncode is None, (await errors).decode()
-                await asyncio.sleep(0.1)
+    by_port = {server.port: server for server in (corpus.a, corpus.b)}
+    answers: list[dict[str, Any]] = []
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        while not await is_up(http):
+            assert process.returncode is None, complaints.read_text()
+            await asyncio.sleep(0.1)
 
-            async def ask(question: str, expected: list[tuple[str, str]]) -> dict[str, Any]:
-                nonlocal answered
-                async with slots:
-                    reply = await http.post("/ask", json={"question": question, "k": K})
-                assert reply.status_code == 200, reply.text
-                assert reply.json()["sources"] == [source for source, _ in expected]
-                answered += 1
-                if answered == KILL_AFTER:
-                    await corpus.a.kill()
-                return dict(reply.json())
+        async def ask(question: str, expected: list[tuple[str, str]]) -> None:
+            async with slots:
+                reply = await http.post("/ask", json={"question": question, "k": K})
+            assert reply.status_code == 200, reply.text
+            answer = reply.json()
+            assert answer["sources"] == [source for source, _ in expected]
+            assert not answer["stale"]
+            answers.append(answer)
+            if len(answers) == KILL_AFTER:
+                await by_port.pop(int(answer["server"].rpartition(":")[2])).kill()
 
-            answers = await asyncio.gather(*(ask(*pair) for pair in corpus.expected.items()))
-            assert answers[-1]["server"].endswith(f":{corpus.b.port}")
-            assert not any(answer["stale"] for answer in answers)
-            assert (await http.post("/ask", json={"question": " "})).status_code == 422
-    finally:
-        process.terminate()
-        await process.wait()
-    assert "Traceback" not in (await errors).decode()
+        await asyncio.gather(*(ask(*pair) for pair in corpus.expected.items()))
+        [alive] = by_port
+        assert answers[-1]["server"].endswith(f":{alive}")
+        assert (await http.post("/ask", json={"question": " "})).status_code == 422
+    process.terminate()
+    await process.wait()
+    assert "Traceback" not in complaints.read_text()
 
 
 async def is_up(http: httpx.AsyncClient) -> bool:
@@ -201,13 +221,13 @@ async def is_up(http: httpx.AsyncClient) -> bool:
         return False
 
 
-async def test_the_first_use_fills_an_empty_server_and_the_second_writes_nothing(tmp_path: Path) -> None:
-    async with LiteServer(tmp_path) as server:
+async def test_the_first_use_fills_an_empty_server_and_the_second_writes_nothing(start: Start, tmp_path: Path) -> None:
+    async with LiteServer(tmp_path / "server") as server:
         counts = []
         for _ in range(2):
             process = await start("plain_rag", f"--uri={server.uri}", "--model=hashing", "What does str.partition do?")
-            out, errors = await process.communicate()
-            assert process.returncode == 0, errors.decode()
+            out, _ = await process.communicate()
+            assert process.returncode == 0, (tmp_path / COMPLAINTS).read_text()
             assert "[string-methods] str.partition()" in out.decode()
             counts.append(await asyncio.to_thread(fill.count, server.uri, collection=COLLECTION))
         assert counts[0] == counts[1] > 400
