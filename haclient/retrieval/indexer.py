@@ -130,7 +130,8 @@ class Indexer:
         Args:
             sources: What to index; read as it is needed, an ordinary iterable in a thread of its own. Of each only a
                 number is kept, to notice an id that comes twice.
-            progress: Called with the report so far, after each step, on the client's event loop.
+            progress: Called with the report so far, after each step, on the client's event loop; for rich:
+                ``lambda report: bars.update(task, completed=report.sources, total=report.total)``.
 
         Returns:
             What was done. A source that cannot be indexed is in ``failed``; the others go on.
