@@ -15,8 +15,8 @@ from haclient.fleet.model import State
 from haclient.milvus.methods import METHODS
 
 OTHER: Final = "other"
-#: Milvus' methods, and the one of embedding servers.
-_METHODS: Final = frozenset(method.name for method in METHODS.values()) | {"Embed"}
+#: Milvus' methods, and those of embedding servers.
+_METHODS: Final = frozenset(method.name for method in METHODS.values()) | {"EmbedPassages", "EmbedQueries"}
 _ACTIONS: Final = frozenset(action.value for action in Action)
 _ERRORS: Final = frozenset(
     name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.HAClientError)

@@ -159,7 +159,7 @@ class Retriever:
             threshold: Only documents with at least this score (see `haclient.retrieval.score`).
             mmr: Choose by maximal marginal relevance: 1 only looks at relevance, 0 only at diversity.
             candidates: How many `mmr` or the retriever's ``rerank`` choose from; 4 k and at least 20 unless given.
-            timeout_s: Time for the answer, embedding included, seconds.
+            timeout_s: Time for the answer, embedding included, seconds; the first question's `check` comes before.
 
         Raises:
             BadQuery: The question is wrong; nothing was sent, or the server has refused it.
@@ -226,7 +226,7 @@ class Retriever:
         answers: list[Documents] = []
         outcome = "cancelled"
         try:
-            answers = await self._climb(queries, ask, start + (timeout_s or self._timeout_s))
+            answers = await self._climb(queries, ask, self._timeout_s if timeout_s is None else timeout_s)
             outcome = "ok"
         except HAClientError as error:
             outcome = type(error).__name__
@@ -248,10 +248,14 @@ class Retriever:
                 )
         return answers
 
-    async def _climb(self, queries: Sequence[Query], ask: _Ask, deadline: float) -> list[Documents]:
+    async def _climb(self, queries: Sequence[Query], ask: _Ask, timeout_s: float) -> list[Documents]:
         if not queries:
             return []
+        if not timeout_s > 0:
+            raise BadQuery(f"timeout_s must be above 0, got {timeout_s}")
         plan = self._plans.get(ask) or self._plan(ask, await self._look())
+        # Counted from here: the first question may have had to wait for a model to be loaded.
+        deadline = time.monotonic() + timeout_s
         layout = plan.layout
         asked = [checked_query(query, layout.dense.dimension if layout.dense is not None else 0) for query in queries]
         keys = [one if isinstance(one, str) else one.tobytes() for one in asked]

@@ -293,7 +293,7 @@ async def test_after_a_refusal_the_collection_is_looked_up_anew():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"k": 0}, {"filter": 3}, {"mode": "x"}, {"partitions": "p"}, {"output_fields": "text"}]
+    "wrong", [{"k": 0}, {"timeout_s": 0}, {"filter": 3}, {"mode": "x"}, {"partitions": "p"}, {"output_fields": "text"}]
 )
 async def test_bad_options_are_refused_before_anything_is_sent(wrong):
     retriever, client = made(hits("one"))
@@ -451,6 +451,16 @@ async def test_an_embedder_that_never_answers_does_not_hold_the_caller():
     with pytest.raises(DeadlineExceeded, match="embedder"):
         await retriever.retrieve("what?", timeout_s=0.01)
     assert not client.host.asked
+
+
+async def test_the_first_question_waits_for_the_model_to_be_loaded():
+    class Loading(FakeEmbedder):
+        async def fingerprint(self):
+            await asyncio.sleep(0.6)
+            return await super().fingerprint()
+
+    retriever, _ = made(hits("one"), embedder=Loading(), memo=0)
+    assert len(await retriever.retrieve("what?", timeout_s=0.5)) == 1
 
 
 async def test_a_cancelled_question_is_counted_as_such():
