@@ -5,6 +5,8 @@ python examples/langchain_rag.py --uri http://10.0.0.1:19530 --uri http://10.0.0
 
 from __future__ import annotations
 
+from typing import Any
+
 import corpus
 import llm
 from langchain_core.documents import Document
@@ -15,9 +17,10 @@ from haclient.integrations.langchain import HAMilvusRetriever
 from haclient.retrieval import Indexer, Retriever
 
 
-def passages(documents: list[Document]) -> list[str]:
-    """Return what the language model gets to read."""
-    return [f"[{each.metadata['source']}] {each.page_content}" for each in documents]
+def answer(found: dict[str, Any]) -> str:
+    """Answer a question from the documents found."""
+    documents: list[Document] = found["documents"]
+    return llm.answer(found["question"], [f"[{each.metadata['source']}] {each.page_content}" for each in documents])
 
 
 def main() -> None:
@@ -28,8 +31,7 @@ def main() -> None:
         # Only what is not there yet is embedded and written: all of it the first time, nothing later.
         Indexer(client, corpus.COLLECTION, embedder=embedder).add_sync(corpus.sources())
         retriever = HAMilvusRetriever(retriever=Retriever(client, corpus.COLLECTION, embedder=embedder), k=4)
-        answer = RunnableLambda(lambda found: llm.answer(found["question"], found["passages"]))
-        chain = {"question": RunnablePassthrough(), "passages": retriever | passages} | answer
+        chain = {"question": RunnablePassthrough(), "documents": retriever} | RunnableLambda(answer)
         for question in corpus.questions(given.question):
             print(question, chain.invoke(question), "", sep="\n", flush=True)
 

@@ -154,6 +154,8 @@ class Indexer:
         Raises:
             CallError: No server could do it, or a write was refused.
         """
+        if isinstance(source_ids, str):
+            raise TypeError(f"remove() takes several ids, got one text; write [{source_ids!r}]")
         return await self._host.bring(self._remove(list(source_ids)))
 
     def remove_sync(self, source_ids: Iterable[str]) -> int:
@@ -181,13 +183,16 @@ class Indexer:
             finally:
                 slots.release()
 
+        failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group, aclosing(reader.batches(self._batch_rows)) as batches:
                 async for batch in batches:
                     await slots.acquire()
                     group.create_task(index(batch))
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            failure = errors.exceptions[0]
+        if failure is not None:
+            raise failure  # out here it keeps its cause
         return tally.report
 
     def _servers(self) -> str:

@@ -103,6 +103,8 @@ async def test_sources_not_named_are_left_alone_and_remove_takes_one_out(index: 
     assert await index.remove(["a", "nothing"]) == 5
     assert texts(milvus) == {"b": {"6"}, "c": {"7"}}
     assert await index.remove([]) == 0
+    with pytest.raises(TypeError, match=r"write \['b'\]"):
+        await index.remove("b")
 
 
 # --- interruptions --------------------------------------------------------------------------------------------------
@@ -113,14 +115,17 @@ async def test_a_run_that_died_goes_on_where_it_stopped(
 ) -> None:
     sources = [Source(f"s{i}", "\n\n".join(f"{i} {j}" for j in range(3))) for i in range(10)]
 
+    cause = OSError("refused")
+
     def die(_: Any) -> None:
         if len(embedder.embedded) >= 12:
-            raise Unavailable("no endpoint could answer")
+            raise Unavailable("no endpoint could answer") from cause
 
     embedder.before = die
     with pytest.raises(Unavailable) as raised:
         await index.add(sources)
     assert "into collection 'docs'" in raised.value.__notes__[0]
+    assert (raised.value.__cause__, raised.value.__context__) == (cause, None)
     there = len(milvus.rows)
     assert 0 < there < 30
     embedder.before = None
