@@ -210,9 +210,10 @@ class Retriever:
         if isinstance(output_fields, str) or isinstance(partitions, str):
             raise BadQuery("output_fields and partitions are lists of names, not one text")
         fields = tuple(output_fields) if output_fields is not None else None
-        if candidates is None and isinstance(k, int):
-            chosen_from = mmr is not None or self._rerank is not None
-            candidates = min(max(_CANDIDATES * k, _LEAST_CANDIDATES), MOST) if chosen_from and k > 0 else k
+        if mmr is None and self._rerank is None:
+            candidates = k  # nobody chooses from more
+        elif candidates is None and isinstance(k, int):
+            candidates = min(max(_CANDIDATES * k, _LEAST_CANDIDATES), MOST)
         return (
             k, filter, mode or default_mode, fields, tuple(partitions), consistency or default_consistency, threshold,
             mmr, candidates, ranker,

@@ -169,6 +169,12 @@ async def test_rerank_sees_candidates_and_decides():
     assert {p.key: p.value for p in client.host.asked[0].search_params}["topk"] == "3"
 
 
+async def test_without_anybody_to_choose_no_candidates_are_fetched():
+    retriever, client = made(hits("one", "two"))
+    await retriever.retrieve("what?", 2, candidates=50)
+    assert {p.key: p.value for p in client.host.asked[0].search_params}["topk"] == "2"
+
+
 async def test_rerank_may_be_async():
     async def first(question, documents):
         return documents[:1]
