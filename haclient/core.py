@@ -168,7 +168,7 @@ class Core:
         return deadline - self.loop.time()
 
     def _call(
-        self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None, facts: Facts | None
+        self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None, facts: Facts | None = None
     ) -> Call:
         if facts is None:
             facts = inspect(method, message, metadata)

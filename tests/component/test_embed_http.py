@@ -135,7 +135,7 @@ class TestAnswers:
         one, two = await server(), await server()
         one.delay_s = two.delay_s = 0.005
         await ask(embedder(one, two, max_in_flight=8), one, 200)
-        assert one.busiest + two.busiest <= 8 + 2, "hedges come on top"
+        assert one.busiest + two.busiest <= 2 * 8, "each of them may be hedged"
         assert min(len(one.asked), len(two.asked)) > 20
 
     async def test_memo_in_front(self, server: MakeServer, embedder: MakeEmbedder) -> None:

@@ -21,7 +21,8 @@ from haclient.fleet.breaker import Gate
 from haclient.fleet.fleet import Fleet
 from haclient.fleet.flight import Flight
 from haclient.fleet.keeper import Keeper
-from haclient.fleet.probe import Look
+from haclient.fleet.look import Look
+from haclient.fleet.probe import MilvusLook
 from haclient.milvus.timestamps import Timestamps
 from haclient.policy import hedge, retry
 from haclient.policy.budget import Budget
@@ -177,7 +178,7 @@ def a_shallow_probe_lets_calls_in_again() -> list[Patch]:
     async def deep(self):
         pass
 
-    return [(Look, "_deep", deep)]
+    return [(MilvusLook, "_deep", deep)]
 
 
 @bug("reopened")
@@ -392,7 +393,7 @@ def never_asks_the_canary() -> list[Patch]:
     async def sings(self, canary, key_name):
         return True
 
-    return [(Look, "_sings", sings)]
+    return [(MilvusLook, "_sings", sings)]
 
 
 @bug("recovery", "read")
