@@ -106,6 +106,11 @@ class Host:
             core = await self.enter()
         return await core.answer(method, message, metadata, timeout_s, facts)
 
+    def is_here(self) -> bool:
+        """Say whether the core lives on the running loop."""
+        core = self.core
+        return core is not None and core.loop is asyncio.get_running_loop()
+
     async def bring(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the core's loop, whichever loop this is."""
         loop = self._loop()

@@ -207,15 +207,21 @@ class Plan:
 
     def make(self, answer: SearchAnswer, chosen: Sequence[int]) -> list[Document]:
         """Make the documents of the hits at these positions."""
-        rows, keys, scores = answer.rows(), answer.keys, answer.scores
-        made = []
-        for at in chosen:
-            fields = rows[at]
-            text = fields.pop(self.text_field, None)
-            if self._chosen_by:
-                fields.pop(self._chosen_by, None)
-            made.append(Document(keys[at], "" if text is None else str(text), self._score(scores[at]), fields))
-        return made
+        all_rows = answer.rows()
+        rows = [all_rows[at] for at in chosen]
+        texts = [row.pop(self.text_field, None) for row in rows]
+        if self._chosen_by:
+            for row in rows:
+                row.pop(self._chosen_by, None)
+        keys, scores = answer.keys, answer.scores
+        return [
+            Document(keys[at], text if type(text) is str else _as_text(text), self._score(scores[at]), row)
+            for at, text, row in zip(chosen, texts, rows, strict=True)
+        ]
+
+
+def _as_text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 @final

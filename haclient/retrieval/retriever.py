@@ -13,7 +13,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol, final
+from typing import Any, Protocol, cast, final
 
 import numpy as np
 
@@ -169,7 +169,9 @@ class Retriever:
             Overloaded: Too much waits for the embedder already.
         """
         ask = self._ask(k, filter, mode, output_fields, partitions, consistency, threshold, mmr, candidates)
-        return (await self._host.bring(self._answer([query], ask, timeout_s)))[0]
+        answering = self._answer([query], ask, timeout_s)
+        # Most callers are on the core's own loop.
+        return (await answering if self._host.is_here() else await self._host.bring(answering))[0]
 
     async def retrieve_many(
         self, queries: Sequence[Query], k: int = 4, *, timeout_s: float | None = None, **options: Any
@@ -306,9 +308,10 @@ class Retriever:
         """
         texts = [one for one in asked if isinstance(one, str)]
         if not texts:
+            rows = cast(Sequence[FloatRows], asked)
             if plan.options.mode != "dense":
                 raise BadQuery(f"mode {plan.options.mode!r} needs the question as a text, and it is a vector")
-            return Questions([""] * len(asked), np.array(asked), None)
+            return Questions([""] * len(asked), np.stack(rows) if len(rows) > 1 else rows[0][np.newaxis], None)
         if len(texts) < len(asked):
             raise BadQuery("some of the questions are texts and some are vectors; ask them apart")
         try:

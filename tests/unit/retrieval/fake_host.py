@@ -93,6 +93,9 @@ class FakeHost:
         self.attempts: list[Attempt] = []
         self.looked = 0
 
+    def is_here(self) -> bool:
+        return True
+
     async def bring(self, work: Any) -> Any:
         return await work
 
