@@ -20,6 +20,7 @@ from harness import BENCH, ROOT
 #: Title, script, its arguments, and those of a quick run instead.
 BENCHES = {
     "client_cost": ("CPU cost of the client", ["client_cost.py"], ["--rounds", "5"]),
+    "retrieve_cost": ("CPU cost of a retrieval", ["retrieve_cost.py"], ["--rounds", "5"]),
     "wire_cost": ("CPU cost of the wire", ["wire_cost.py"], ["--calls", "2000", "--rounds", "1"]),
     "tail": ("A server paused, killed, unloaded", ["tail.py"], ["--seconds", "8", "--rest", "4"]),
     "slow": ("A server that is slow", ["tail.py", "--slow"], ["--calls", "1500"]),
