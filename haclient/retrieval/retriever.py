@@ -120,6 +120,7 @@ class Retriever:
         self._defaults = (mode, consistency, ranker or RRF())
         self._ladder = Ladder(collection, relax, cache, time.monotonic, host.bus)
         self._layout: Layout | None = None
+        self._doubted = False
         self._plans: OrderedDict[_Ask, Plan] = OrderedDict()
 
     async def check(self) -> None:
@@ -256,7 +257,7 @@ class Retriever:
             return []
         if not timeout_s > 0:
             raise BadQuery(f"timeout_s must be above 0, got {timeout_s}")
-        plan = self._plans.get(ask) or self._plan(ask, await self._look())
+        plan = self._known(ask) or self._plan(ask, await self._look())
         # Counted from here: the first question may have had to wait for a model to be loaded.
         deadline = time.monotonic() + timeout_s
         layout = plan.layout
@@ -275,9 +276,8 @@ class Retriever:
         except FAILURES as error:
             return self._ladder.recall(plan, questions, keys, error)
         except BadQuery:
-            # It may have been made for a collection that is another one by now.
-            self._layout = None
-            self._plans.clear()
+            # If a server refused it, it may have been made for a collection that is another one by now.
+            self._doubted = questions is not None
             raise
         if self._rerank is not None:
             answers = [await self._reranked(documents, key, plan) for documents, key in zip(answers, keys, strict=True)]
@@ -285,9 +285,24 @@ class Retriever:
         return answers
 
     async def _look(self) -> Layout:
-        if self._layout is None:
-            self._layout = await find_layout(self._host.answer, self._wanted, self._embedder)
+        """Return what the collection looks like: what is known, or if nothing is, or it is doubted, what it is now."""
+        if self._layout is None or self._doubted:
+            try:
+                found = await find_layout(self._host.answer, self._wanted, self._embedder)
+            except FAILURES:
+                if self._layout is None:
+                    raise
+                return self._layout  # the cache may know an answer
+            if found != self._layout:
+                self._plans.clear()
+            self._layout, self._doubted = found, False
         return self._layout
+
+    def _known(self, ask: _Ask) -> Plan | None:
+        try:
+            return None if self._doubted else self._plans.get(ask)
+        except TypeError:  # not hashable, so nothing that can be asked for: `Options` says what
+            return None
 
     def _plan(self, ask: _Ask, layout: Layout) -> Plan:
         k, filter, mode, fields, partitions, consistency, threshold, mmr, candidates, ranker = ask

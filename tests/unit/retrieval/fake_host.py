@@ -106,6 +106,8 @@ class FakeHost:
         if method.name in ("DescribeCollection", "DescribeIndex"):
             self.looked += method.name == "DescribeCollection"
             found = self.described if method.name == "DescribeCollection" else self.indexed
+            if isinstance(found, BaseException):
+                raise found
             return self._reply(method, found if isinstance(found, Reply) else Reply(found.SerializeToString()))
         kind = milvus_pb2.HybridSearchRequest if method.name == "HybridSearch" else milvus_pb2.SearchRequest
         self.asked.append(kind.FromString(message))

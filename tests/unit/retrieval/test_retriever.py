@@ -289,6 +289,17 @@ async def test_what_a_server_refuses_is_the_questions_fault_and_is_said_in_its_w
         await retriever.retrieve("what?", filter="lang2 > 1")
 
 
+async def test_a_refused_question_does_not_cost_the_cache():
+    """It makes the retriever look at the collection again, which cannot be done while nobody answers."""
+    retriever, client = made(hits("one"), refused(1100, "filter"), unavailable(), cache=AnswerCache())
+    await retriever.retrieve("what?")
+    with pytest.raises(BadQuery):
+        await retriever.retrieve("what?", filter="nonsense")
+    client.host.described = unavailable()
+    docs = await retriever.retrieve("what?")
+    assert (docs.rung, docs[0].text) == (Rung.CACHED, "one")
+
+
 async def test_after_a_refusal_the_collection_is_looked_up_anew():
     retriever, client = made(hits("one"), refused(1100, "dim"), hits("one"))
     await retriever.retrieve("what?")
@@ -296,10 +307,23 @@ async def test_after_a_refusal_the_collection_is_looked_up_anew():
         await retriever.retrieve("what?")
     await retriever.retrieve("what?")
     assert client.host.looked == 2
+    with pytest.raises(BadQuery, match="ask them apart"):
+        await retriever.retrieve_many(["what?", VECTOR])
+    await retriever.retrieve("what?")
+    assert client.host.looked == 2
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"k": 0}, {"timeout_s": 0}, {"filter": 3}, {"mode": "x"}, {"partitions": "p"}, {"output_fields": "text"}]
+    "wrong",
+    [
+        {"k": 0},
+        {"k": [1]},
+        {"timeout_s": 0},
+        {"filter": {"a": 1}},
+        {"mode": "x"},
+        {"partitions": "p"},
+        {"output_fields": "text"},
+    ],
 )
 async def test_bad_options_are_refused_before_anything_is_sent(wrong):
     retriever, client = made(hits("one"))
