@@ -61,8 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in ("live", "cluster"):
             if item.get_closest_marker(mark):
-                # One worker has the servers; the others need none.
-                item.add_marker(pytest.mark.xdist_group(mark))
+                # One worker has the servers; the others need none. What breaks nothing has one of its own, on the
+                # worker that has less to do.
+                breaks_nothing = "standalone" in getattr(item, "fixturenames", ())
+                item.add_marker(pytest.mark.xdist_group("cluster" if breaks_nothing else mark))
             if item.get_closest_marker(mark) and (reason := missing_for(mark)):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -128,6 +130,20 @@ def standalone_pair(_standalone_pair: StandalonePair) -> Iterator[StandalonePair
     """Two real Milvus with data, whole at the start of each test whatever the last one did to them."""
     yield _standalone_pair
     run(_standalone_pair.heal())
+
+
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneServer]:
+    """One real Milvus with data, for tests that break nothing and drop what they create."""
+    if reason := missing_for("live"):
+        pytest.skip(reason)
+    server = StandaloneServer(tmp_path_factory.mktemp("standalone") / "c", name="c")
+    try:
+        run(server.start())
+        fill.fill([server.uri], rows=ROWS)
+        yield server
+    finally:
+        run(server.close())
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,16 @@ from haclient.integrations.origin import ORIGIN
 from tests.component.test_haystack import DOCUMENTS, FILTERS, ids
 from tests.component.test_haystack_standard import SameDocuments
 from tests.servers import fill
-from tests.servers.shared import StandalonePair
+from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def store(standalone_pair: StandalonePair) -> Iterator[HAMilvusDocumentStore]:
+def store(standalone: StandaloneServer) -> Iterator[HAMilvusDocumentStore]:
     """An empty store; Milvus 2.3 gives deletes no time, so that only Strong sees them at once."""
     name = f"haystack_{uuid.uuid4().hex}"
-    args = {"uri": standalone_pair.a.uri}
+    args = {"uri": standalone.uri}
     made = HAMilvusDocumentStore(name, connection_args=args, consistency_level="Strong")
     yield made
     made.client.drop_collection(name)
@@ -53,9 +53,9 @@ def test_haystack_and_milvus_agree_on_filters(store: HAMilvusDocumentStore) -> N
         assert sorted(ids(store.filter_documents(filters))) == expected, filters
 
 
-async def test_retriever(store: HAMilvusDocumentStore, standalone_pair: StandalonePair) -> None:
+async def test_retriever(store: HAMilvusDocumentStore, standalone: StandaloneServer) -> None:
     await store.write_documents_async(DOCUMENTS)
-    retriever = HAMilvusRetriever(store.collection_name, standalone_pair.a.uri, filters=FILTERS[0])
+    retriever = HAMilvusRetriever(store.collection_name, standalone.uri, filters=FILTERS[0])
     (found,) = (await retriever.run_async(fill.vector(6, 8)))["documents"]
     assert (found.id, found.content, found.meta[ORIGIN]["rung"]) == ("4", "text of 4", "first")
     assert found.meta["date"] == "2024-01-05"

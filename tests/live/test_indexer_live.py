@@ -15,7 +15,7 @@ from haclient.retrieval.retriever import Retriever
 from haclient.retrieval.schema import read_fingerprint
 from tests.component.test_indexer_lite import ODD, WORDS, WordEmbedder, make_indexer, rows, sources
 from tests.servers import fill
-from tests.servers.shared import StandalonePair
+from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -23,14 +23,14 @@ NAME = "indexed"
 
 
 @pytest.fixture
-async def client(standalone_pair: StandalonePair) -> AsyncIterator[AsyncMilvusClient]:
-    async with AsyncMilvusClient(standalone_pair.a.uri) as client:
+async def client(standalone: StandaloneServer) -> AsyncIterator[AsyncMilvusClient]:
+    async with AsyncMilvusClient(standalone.uri) as client:
         await client.drop_collection(NAME)
         yield client
         await client.drop_collection(NAME)
 
 
-async def test_indexed_again_changed_and_removed(client: AsyncMilvusClient, standalone_pair: StandalonePair) -> None:
+async def test_indexed_again_changed_and_removed(client: AsyncMilvusClient, standalone: StandaloneServer) -> None:
     embedder = WordEmbedder()
     index = make_indexer(client, embedder, NAME)
     first = await index.add(sources())
@@ -40,7 +40,7 @@ async def test_indexed_again_changed_and_removed(client: AsyncMilvusClient, stan
     changed = await index.add([Source("file 0", "glass\n\nzygote")])
     assert (changed.added, changed.removed, changed.replaced) == (2, 2, 1)
     assert await index.remove(["file 1"]) == 2
-    found = await asyncio.to_thread(rows, standalone_pair.a.uri, NAME)
+    found = await asyncio.to_thread(rows, standalone.uri, NAME)
     assert len(found) == 118
     assert {row["text"] for row in found.values() if row["source"] == "file 0"} == {"glass", "zygote"}
     documents = await Retriever(client, NAME, embedder=embedder).retrieve("river 9", k=3, filter="number > 5")
@@ -49,31 +49,29 @@ async def test_indexed_again_changed_and_removed(client: AsyncMilvusClient, stan
 
 
 async def test_odd_letters_and_empty_values_come_back_as_they_were(
-    client: AsyncMilvusClient, standalone_pair: StandalonePair
+    client: AsyncMilvusClient, standalone: StandaloneServer
 ) -> None:
     metadata = {"nothing": None, "deep": {"list": [1, "ä", {"x": []}]}, "empty": ""}
     odd = [Source(name, f"text of {name}", metadata) for name in ODD]
     index = make_indexer(client, WordEmbedder(), NAME)
     assert (await index.add(odd)).added == len(odd)
     assert (await index.add(odd)).unchanged == len(odd)
-    for row in (await asyncio.to_thread(rows, standalone_pair.a.uri, NAME)).values():
+    for row in (await asyncio.to_thread(rows, standalone.uri, NAME)).values():
         assert row["source"] in ODD
         assert {name: row[name] for name in metadata} == metadata
     assert await index.remove(ODD) == len(odd)
 
 
-async def test_hybrid_is_refused_and_the_server_lives(
-    client: AsyncMilvusClient, standalone_pair: StandalonePair
-) -> None:
+async def test_hybrid_is_refused_and_the_server_lives(client: AsyncMilvusClient, standalone: StandaloneServer) -> None:
     with pytest.raises(ConfigError, match=r"hybrid=True cannot work: 127\.0\.0\.1:\d+ runs Milvus v2\.3\.5"):
         await make_indexer(client, WordEmbedder(), NAME, hybrid=True).add(sources())
     assert not await client.has_collection(NAME)
     assert (await make_indexer(client, WordEmbedder(), NAME).add(sources())).added == 120
-    assert fill.count(standalone_pair.a.uri) > 0
+    assert fill.count(standalone.uri) > 0
 
 
 async def test_a_collection_made_by_hand_is_marked_indexed_and_loaded(
-    client: AsyncMilvusClient, standalone_pair: StandalonePair
+    client: AsyncMilvusClient, standalone: StandaloneServer
 ) -> None:
     schema = MilvusClient.create_schema(enable_dynamic_field=True)
     schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=64)

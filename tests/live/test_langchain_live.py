@@ -12,7 +12,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
 
 from haclient.integrations.langchain import HAMilvusRetriever, HAMilvusVectorStore
-from tests.servers.shared import StandalonePair
+from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -25,12 +25,12 @@ class Named(DeterministicFakeEmbedding):
 
 
 @pytest.fixture
-def store(standalone_pair: StandalonePair) -> Iterator[HAMilvusVectorStore]:
+def store(standalone: StandaloneServer) -> Iterator[HAMilvusVectorStore]:
     """An empty store on one server."""
     made = HAMilvusVectorStore(
         Named(),
         collection_name=f"langchain_{uuid.uuid4().hex}",
-        connection_args={"uri": standalone_pair.a.uri},
+        connection_args={"uri": standalone.uri},
     )
     yield made
     made.drop()

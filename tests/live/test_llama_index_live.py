@@ -6,12 +6,12 @@ import pytest
 
 from tests import environments
 from tests.component.test_llama_index import run_there
-from tests.servers.shared import StandalonePair
+from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_store(standalone_pair: StandalonePair, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_store(standalone: StandaloneServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     """An index and our retriever on it, nodes written twice, names of any kind."""
     chosen = "TestIndex or there_once or of_any_name"
-    run_there(environments.folder(tmp_path_factory), "-k", chosen, HACLIENT_TEST_URI=standalone_pair.a.uri)
+    run_there(environments.folder(tmp_path_factory), "-k", chosen, HACLIENT_TEST_URI=standalone.uri)
