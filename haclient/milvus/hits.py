@@ -86,9 +86,7 @@ class SearchAnswer:
     def vectors(self, name: str) -> FloatRows:
         """Return a float vector field of all hits, shape ``[hits, dimension]``."""
         vectors = next(field for field in self._data.fields_data if field.field_name == name).vectors
-        # Serialising it again gives the floats as one block, many times quicker than reading them one by one.
-        packed = bytes_field(vectors.float_vector.SerializeToString(), 1) or b""
-        return np.frombuffer(packed, dtype="<f4").reshape(-1, vectors.dim or 1)
+        return _floats(vectors)
 
 
 def _only(wanted: set[str], more: dict[str, Any] | None) -> dict[str, Any]:
@@ -123,14 +121,19 @@ def _array(cell: Any) -> list[Any]:
 def _vectors(vectors: Any) -> list[Any]:
     kind = vectors.WhichOneof("data")
     if kind == "float_vector":
-        packed = bytes_field(vectors.float_vector.SerializeToString(), 1) or b""
-        return list(np.frombuffer(packed, dtype="<f4").reshape(-1, vectors.dim))
+        return list(_floats(vectors))
     if kind == "sparse_float_vector":
         return [_sparse(row) for row in vectors.sparse_float_vector.contents]
     if kind in _BITS:
         data, width = getattr(vectors, kind), vectors.dim * _BITS[kind] // 8
         return [data[at : at + width] for at in range(0, len(data), width)]
     return []
+
+
+def _floats(vectors: Any) -> FloatRows:
+    # Serialising it again gives the floats as one block, many times quicker than reading them one by one.
+    packed = bytes_field(vectors.float_vector.SerializeToString(), 1) or b""
+    return np.frombuffer(packed, dtype="<f4").reshape(-1, vectors.dim or 1)
 
 
 def _sparse(row: bytes) -> dict[int, float]:

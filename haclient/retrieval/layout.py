@@ -17,7 +17,7 @@ from haclient.milvus import messages, schema
 from haclient.milvus.requests import Facts
 from haclient.milvus.schema import Field, Schema
 from haclient.retrieval.embed.embedder import Embedder, Fingerprint
-from haclient.retrieval.schema import FINGERPRINT_PROPERTY
+from haclient.retrieval.schema import read_fingerprint
 
 _UNAUTHENTICATED, _PERMISSION_DENIED, _UNIMPLEMENTED = 16, 7, 12
 #: Milvus' ErrCollectionNotFound, and what old servers say instead.
@@ -139,7 +139,7 @@ def _fit(found: Schema, name: str, dense: Field, fingerprint: Fingerprint) -> No
             f"field {dense.name!r} of collection {name!r} holds vectors of {dense.dimension} numbers, and the embedder "
             f"{fingerprint.model} makes {fingerprint.dimension}; use the model that filled the collection"
         )
-    filled = Fingerprint.find(found.properties.get(FINGERPRINT_PROPERTY, ""))
+    filled = read_fingerprint({"properties": found.properties})
     if filled is not None and str(filled) != str(fingerprint):
         raise ConfigError(
             f"collection {name!r} was filled by another embedder, and two models must not be mixed: it says {filled}, "
