@@ -15,12 +15,14 @@ taken literally, as pymilvus takes them.
     section     what every table is
     cluster     clusters and endpoints
     sections    time-outs, health, breaker, hedge, retry, wire
+    proxy       the standalone proxy
     model       the whole
 """
 
 from haclient.config.address import DEFAULT_URI, redact
 from haclient.config.cluster import ClusterConfig, EndpointConfig
 from haclient.config.model import Config
+from haclient.config.proxy import Proxy, ProxyLimits, ProxyTLS
 from haclient.config.sections import Breaker, Canary, Health, Hedge, Retry, Timeouts, Wire
 
 __all__ = [
@@ -32,6 +34,9 @@ __all__ = [
     "EndpointConfig",
     "Health",
     "Hedge",
+    "Proxy",
+    "ProxyLimits",
+    "ProxyTLS",
     "Retry",
     "Timeouts",
     "Wire",

@@ -17,6 +17,7 @@ from haclient.config import sources
 from haclient.config.address import DEFAULT_URI
 from haclient.config.cluster import ClusterConfig
 from haclient.config.problems import Problem, config_error, fail_all, kind_of, problems_of
+from haclient.config.proxy import Proxy
 from haclient.config.section import Section, duplicates
 from haclient.config.sections import Breaker, Health, Hedge, Retry, Timeouts, Wire
 
@@ -30,7 +31,7 @@ class Config(Section):
     """
 
     KEYS: ClassVar = (
-        "cluster", "zone", "database", "replication", "timeouts", "health", "breaker", "hedge", "retry", "wire",
+        "cluster", "zone", "database", "replication", "timeouts", "health", "breaker", "hedge", "retry", "wire", "proxy",
     )  # fmt: skip
 
     #: Everything that can be reached.
@@ -53,6 +54,8 @@ class Config(Section):
     retry: Retry = Retry()
     #: Connections and messages.
     wire: Wire = Wire()
+    #: The standalone proxy.
+    proxy: Proxy = Proxy()
     #: The file it was read from; None if from arguments. Not a key of the file.
     source: Path | None = None
 
