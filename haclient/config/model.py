@@ -31,7 +31,8 @@ class Config(Section):
     """
 
     KEYS: ClassVar = (
-        "cluster", "zone", "database", "replication", "timeouts", "health", "breaker", "hedge", "retry", "wire", "proxy",
+        "cluster", "zone", "database", "replication",
+        "timeouts", "health", "breaker", "hedge", "retry", "wire", "proxy",
     )  # fmt: skip
 
     #: Everything that can be reached.
