@@ -207,6 +207,7 @@ class Call:
         pin: Name of the only cluster that may serve it, or None.
         guarantee_timestamp: The hybrid timestamp the request asks to be as fresh as, if it names one that
             some cluster handed out (values up to 2 are levels, not timestamps); 0 if it does not.
+        credentials: The application's own, for clusters that have none configured.
         attempts: Every try so far, oldest first; the one part that grows.
     """
 
@@ -220,6 +221,7 @@ class Call:
     hedgeable: bool = False
     pin: str | None = None
     guarantee_timestamp: int = 0
+    credentials: Metadata = ()
     attempts: list[Attempt] = field(default_factory=list)
 
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import final
 
-from haclient.call import Action, Attempt, Call, Handler, Kind, Metadata, Method, Reply
+from haclient.call import Action, Attempt, Call, Kind, Metadata, Method, Reply
 from haclient.config import Config, Timeouts
-from haclient.errors import CallError, ConfigError, DeadlineExceeded, Unavailable, WriteRefused
+from haclient.errors import CallError, ConfigError, DeadlineExceeded, HAClientError, Unavailable, WriteRefused
 from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
 from haclient.fleet.fleet import Fleet, routes_as_write
 from haclient.fleet.keeper import Keeper
@@ -31,7 +31,7 @@ from haclient.fleet.model import FleetView
 from haclient.fleet.probe import MILVUS
 from haclient.milvus.requests import Facts, inspect
 from haclient.policy.budget import Budget
-from haclient.policy.hedge import Hedging
+from haclient.policy.hedge import Hedging, Race
 from haclient.policy.quarantine import Quarantine
 from haclient.policy.retry import Retrying
 
@@ -82,8 +82,9 @@ class Core:
         self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
         self._stack = self._assemble(config)
+        self._exchanges: set[asyncio.Task[None]] = set()
 
-    def _assemble(self, config: Config) -> Handler:
+    def _assemble(self, config: Config) -> Retrying:
         """Build the stack; what has a memory (budget, latencies, suspects) is kept when the configuration changes."""
         retry = config.retry
         self._budget.ratio, self._budget.floor = retry.budget_ratio, retry.budget_floor
@@ -114,6 +115,9 @@ class Core:
 
     async def aclose(self) -> None:
         """Stop probing and close every connection; calls under way fail."""
+        for task in self._exchanges:
+            task.cancel()
+        await asyncio.gather(*self._exchanges, return_exceptions=True)
         await self.keeper.aclose()
         await self.fleet.aclose()
 
@@ -150,10 +154,40 @@ class Core:
         if not self._started:
             timeout_s = await self._start_within(method, timeout_s)
         call = self._call(method, message, metadata, timeout_s, facts)
-        fleet = self.fleet
-        if routes_as_write(method.kind) and not fleet.single_cluster():
-            raise _refused(call, fleet)
-        return await self._observe(call), call
+        start = self.loop.time()
+        self._budget.deposit(start)
+        return await self._observe(call, self._stack(call), start), call
+
+    def begin(
+        self,
+        method: Method,
+        message: bytes,
+        metadata: Metadata,
+        timeout_s: float | None,
+        done: Callable[[Reply | HAClientError], None],
+        *,
+        credentials: Metadata = (),
+    ) -> Exchange:
+        """Answer one call of the application by calling back; the core has been started before.
+
+        A call whose first try is answered well makes no task and no future.
+
+        Args:
+            method: See `answer`.
+            message: See `answer`.
+            metadata: See `answer`.
+            timeout_s: See `answer`.
+            done: Gets the reply or the error, once, unless the exchange is cancelled first.
+            credentials: The application's own, for clusters that have none configured.
+
+        Raises:
+            CallError: At once, if the call is not to be sent at all.
+        """
+        call = self._call(method, message, metadata, timeout_s)
+        call.credentials = credentials
+        exchange = Exchange(self, call, done)
+        exchange.start()
+        return exchange
 
     async def _start_within(self, method: Method, timeout_s: float | None) -> float:
         """Start in the time of the call that needs it; return what is left of that time, seconds."""
@@ -195,17 +229,16 @@ class Core:
             call.guarantee_timestamp = facts.guarantee_timestamp
             call.pin = self.fleet.owner(facts.guarantee_timestamp)
         if facts.pinned and call.pin is None:
-            call.pin = self.fleet.home(call)
+            call.pin = self.fleet.keeper_of(facts.collection_id) or self.fleet.home(call)
+        if routes_as_write(method.kind) and not self.fleet.single_cluster():
+            raise _refused(call, self.fleet)
         return call
 
-    async def _observe(self, call: Call) -> Reply:
+    async def _observe(self, call: Call, answering: Awaitable[Reply], start: float) -> Reply:
         """Count what the application saw. Outermost: it must see everything below."""
-        loop = self.loop
-        start = loop.time()
-        self._budget.deposit(start)
         outcome = "cancelled"
         try:
-            reply: Reply = await self._stack(call)
+            reply = await answering
             outcome = "ok" if call.attempts[-1].action is Action.OK or winner(call) is not None else "error"
         except (Unavailable, DeadlineExceeded) as error:
             outcome = type(error).__name__
@@ -220,10 +253,12 @@ class Core:
             self.fleet.learn(call, reply)
             return reply
         finally:
-            if self.bus.per_call or len(call.attempts) > 1:
-                self._report(call, outcome, loop.time() - start)
+            self._report(call, outcome, start)
 
-    def _report(self, call: Call, outcome: str, took_s: float) -> None:
+    def _report(self, call: Call, outcome: str, start: float) -> None:
+        if not self.bus.per_call and len(call.attempts) < 2:
+            return
+        took_s = self.loop.time() - start
         won = winner(call)
         attempts = call.attempts
         now = self.loop.time()
@@ -288,6 +323,74 @@ class Core:
                 self.reconfigure(read())
             except (ConfigError, OSError) as error:
                 self.bus.emit(ConfigRejected(at=self.loop.time(), reason=str(error)))
+
+
+@final
+class Exchange:
+    """One call that is answered by calling back; made by `Core.begin`.
+
+    The first try is a race without a task. Whatever does not end well there goes on in a task, through the same
+    layers as every other call.
+    """
+
+    __slots__ = ("_call", "_core", "_done", "_race", "_start", "_task")
+
+    def __init__(self, core: Core, call: Call, done: Callable[[Reply | HAClientError], None]) -> None:
+        self._core = core
+        self._call = call
+        self._done = done
+        self._start = core.loop.time()
+        self._race: Race | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Make the first try, or go through all layers if somebody is suspected of killing servers."""
+        core = self._core
+        core._budget.deposit(self._start)
+        if core._quarantine.idle:
+            race = core._hedging.begin(self._call, self._tried)
+            if self._task is None:
+                self._race = race
+        else:
+            self._go_on(core._stack(self._call))
+
+    def _tried(self, attempt: Attempt | None) -> None:
+        """Take the outcome of the first try."""
+        self._race = None
+        core, call = self._core, self._call
+        if attempt is None or attempt.action is not Action.OK:
+            if attempt is not None:
+                core._quarantine.note(call)
+            self._go_on(core._stack.after(call, attempt))
+            return
+        reply = attempt.reply
+        assert reply is not None
+        core.fleet.learn(call, reply)
+        core._report(call, "ok", self._start)
+        self._done(reply)
+
+    def _go_on(self, answering: Awaitable[Reply]) -> None:
+        core = self._core
+        task = self._task = core.loop.create_task(self._finish(core._observe(self._call, answering, self._start)))
+        core._exchanges.add(task)
+        task.add_done_callback(core._exchanges.discard)
+
+    async def _finish(self, answering: Awaitable[Reply]) -> None:
+        outcome: Reply | HAClientError
+        try:
+            outcome = await answering
+        except HAClientError as error:
+            outcome = error
+        self._done(outcome)
+
+    def cancel(self) -> None:
+        """Give up, on the servers too; nothing is called back after this."""
+        if self._task is not None:
+            self._task.cancel()
+        elif self._race is not None:
+            self._race.close()
+            self._race = None
+            self._core._report(self._call, "cancelled", self._start)
 
 
 def winner(call: Call) -> Attempt | None:

@@ -50,7 +50,7 @@ class Flight:
         """Send it."""
         node, call = self.node, self.call
         node.flights.add(self)
-        metadata = call.metadata + node.cluster.authorization
+        metadata = call.metadata + (node.cluster.authorization or call.credentials)
         self._handle = node.data.start(call.method.path, message, metadata, timeout_s, self.landed)
 
     def landed(self, outcome: Outcome) -> None:
@@ -147,6 +147,8 @@ class Flight:
             self.attempt.action = Action.FAILOVER_COLLECTION
             self._fleet.mark(node, key, False, verdict.reason)
         elif self.attempt.reply is not None and self.attempt.reply.code == UNAUTHENTICATED:
+            if call.credentials and not node.cluster.authorization:
+                return  # the application's own were wrong
             self._fleet.deny(node, True)
             if reading and self._fleet.welcome_elsewhere(call, node):
                 self.attempt.action = Action.ROUTE_CHANGE

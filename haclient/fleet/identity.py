@@ -20,10 +20,15 @@ _PROOF = 1 << 40
 Catalogue = Mapping[Key, int]
 
 
+def proves(collection_id: int) -> bool:
+    """Say whether an id can belong to one cluster only."""
+    return collection_id > _PROOF
+
+
 def compare(one: Catalogue, other: Catalogue) -> bool | None:
     """Say whether two catalogues are of the same cluster; None if they do not tell."""
     shared = [(one[key], other[key]) for key in one.keys() & other.keys()]
-    telling = [(a, b) for a, b in shared if a > _PROOF and b > _PROOF]
+    telling = [(a, b) for a, b in shared if proves(a) and proves(b)]
     if not telling:
         return None
     return any(a == b for a, b in telling)
@@ -58,4 +63,4 @@ def same(clusters: list[Cluster]) -> tuple[Cluster, Cluster] | None:
 
 
 def _telling(node: Node) -> list[tuple[Key, int]]:
-    return [item for item in node.catalogue.items() if item[1] > _PROOF]
+    return [item for item in node.catalogue.items() if proves(item[1])]

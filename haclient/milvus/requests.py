@@ -56,6 +56,7 @@ class Facts:
         consistency_level: As sent, 0 (Strong) if absent.
         use_default_consistency: The collection's own level applies.
         is_iterator: It is a page of an iterator.
+        collection_id: The collection's id that a page of an iterator names, which is of one cluster; 0 if none.
         idempotent: It may be sent twice.
         hedgeable: A second copy may run beside the first.
         pinned: It must not change cluster.
@@ -74,6 +75,7 @@ class Facts:
     pinned: bool = False
     needs_key: bool = False
     opaque: bool = False
+    collection_id: int = 0
 
 
 # Field number of db_name where the collection is not field 3 (with it, db_name is field 2 everywhere).
@@ -116,6 +118,7 @@ READS: Final[dict[str, tuple[int, int, int, int]]] = {
 
 # KeyValuePair{key=1, value=2}: the start of a pair whose presence makes a read a page of an iterator.
 _ITERATOR: Final = b"\n\x08iterator"
+_COLLECTION_ID: Final = b"\n\rcollection_id"
 _PAGE_KEYS: Final = frozenset(
     b"\n" + bytes([len(key)]) + key
     for key in (
@@ -214,6 +217,8 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
                         and message[begin : begin + 2 + message[begin + 1]] in _PAGE_KEYS
                     ):
                         facts.is_iterator |= _is_page(message[begin:at])
+                        if message.startswith(_COLLECTION_ID, begin):
+                            facts.collection_id = _number(bytes_field(message[begin:at], 2))
                 elif tag == 0x1A:
                     facts.collection = str(message[begin:at], "utf-8")
                 elif tag == 0x12:
@@ -272,6 +277,10 @@ def _is_page(pair: bytes) -> bool:
         return True
     value = bytes_field(pair, 2) or b""
     return value.lower() not in (b"false", b"0", b"f", b"")
+
+
+def _number(value: bytes | None) -> int:
+    return int(value) if value and value.isdigit() and len(value) < 20 else 0
 
 
 def _names(facts: Facts, message: bytes, collection: int, database: int) -> None:

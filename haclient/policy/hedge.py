@@ -9,8 +9,8 @@ Decision made here (after Dean and Barroso, "The Tail at Scale"):
   the call, a frozen server would push the delay up with every hedge that it causes.
 - An empty answer where answers are hardly ever empty is checked on another endpoint: Milvus answers searches with
   success and no hits while a collection is being released, and for a moment after it has lost a query node.
-- The hot path makes no task: attempts are callbacks, the race is one future, and one timer serves first as the
-  hedging delay and then as the call's deadline.
+- The hot path makes no task and no future: attempts are callbacks, so is the end of the race, and one timer serves
+  first as the hedging delay and then as the call's deadline.
 """
 
 from __future__ import annotations
@@ -96,12 +96,18 @@ class Hedging:
             The attempt that decided it: the first success, else the last failure. None if there was no
             endpoint to send it to.
         """
-        race = _Race(self, call)
+        future: asyncio.Future[Attempt | None] = self.loop.create_future()
+        race = self.begin(call, lambda attempt: None if future.done() else future.set_result(attempt))
         try:
-            race.start()
-            return await race.future
+            return await future
         finally:
             race.close()
+
+    def begin(self, call: Call, done: Callable[[Attempt | None], None]) -> Race:
+        """Start one try; ``done`` gets what `__call__` returns, at once if there is no endpoint to send it to."""
+        race = Race(self, call, done)
+        race.start()
+        return race
 
     def digest(self, call: Call) -> LatencyDigest:
         """Return the latencies of calls like this one."""
@@ -123,16 +129,19 @@ class Hedging:
 
 
 @final
-class _Race:
-    """The attempts of one try."""
+class Race:
+    """The attempts of one try; made by `Hedging.begin`."""
 
     __slots__ = (
-        "_call", "_delay", "_digest", "_flights", "_hedges", "_owner", "_standby", "_timer", "_waiting", "future",
+        "_call", "_decided", "_delay", "_digest", "_done", "_flights", "_hedges", "_owner", "_standby", "_timer",
+        "_waiting",
     )  # fmt: skip
 
-    def __init__(self, owner: Hedging, call: Call) -> None:
+    def __init__(self, owner: Hedging, call: Call, done: Callable[[Attempt | None], None]) -> None:
         self._owner = owner
         self._call = call
+        self._done = done
+        self._decided = False
         self._flights: list[Flight] = []
         self._hedges = 0
         #: The result if no better one comes: a refusal of the request itself, or an empty answer that is doubted.
@@ -142,25 +151,25 @@ class _Race:
         self._waiting = False
         self._digest = owner.digest(call)
         self._delay = owner.delay(self._digest)
-        self.future: asyncio.Future[Attempt | None] = owner.loop.create_future()
 
     def start(self) -> None:
         """Send the first attempt and set the timer."""
         owner, call = self._owner, self._call
-        flight = owner.send(call, False, self._done)
+        flight = owner.send(call, False, self._landed)
         if flight is None:
-            self.future.set_result(None)
+            self._decided = True
+            self._done(None)
             return
         self._flights.append(flight)
         self._arm(owner.loop.time() + self._delay)
 
-    def close(self) -> None:
-        """Give up whatever is still under way."""
+    def close(self, winner: Attempt | None = None) -> None:
+        """Give up whatever is still under way; nothing is called back after this."""
+        self._decided = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._flights:
-            winner = self.future.result() if self.future.done() and not self.future.cancelled() else None
             for flight in self._flights:
                 # Only one that had a head start has lost; a hedge that came too late shows nothing.
                 if winner is not None and flight.attempt.started < winner.started:
@@ -174,7 +183,7 @@ class _Race:
 
     def _wake(self) -> None:
         owner, call = self._owner, self._call
-        if self.future.done():
+        if self._decided:
             return
         if owner.loop.time() >= call.deadline:
             self._expire()
@@ -209,7 +218,7 @@ class _Race:
             if not self._waiting:
                 owner.bus.emit(BudgetExhausted(at=now, method=call.method.name, wanted="hedge"))
             return False
-        flight = owner.send(call, True, self._done)
+        flight = owner.send(call, True, self._landed)
         if flight is None:
             owner.budget.refund()
             return False
@@ -219,13 +228,13 @@ class _Race:
         owner.bus.emit(HedgeStarted(at=now, method=name, cluster=cluster, endpoint=endpoint, delay_s=self._delay))
         return True
 
-    def _done(self, attempt: Attempt) -> None:
+    def _landed(self, attempt: Attempt) -> None:
         flights = self._flights
         for i, flight in enumerate(flights):
             if flight.attempt is attempt:
                 del flights[i]
                 break
-        if self.future.done():
+        if self._decided:
             return
         if attempt.action is Action.OK:
             self._answered(attempt)
@@ -265,7 +274,8 @@ class _Race:
         if attempt.action is Action.OK and self._call.method.kind is Kind.READ:
             assert attempt.ended is not None
             self._digest.observe(attempt.ended - attempt.started)
-        self.future.set_result(attempt)
+        self.close(attempt)
+        self._done(attempt)
 
     def _expire(self) -> None:
         flights, self._flights = self._flights, []

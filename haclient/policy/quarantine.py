@@ -55,12 +55,17 @@ class Quarantine:
         Raises:
             PoisonedCall: The request is known to kill servers, or has just been found to.
         """
-        if not self._suspects and not self._convicts and not call.attempts:
+        if self.idle and not call.attempts:
             attempt = await self._try(call)
             if attempt is not None and attempt.action is not Action.OK:
-                self._note(call)
+                self.note(call)
             return attempt
         return await self._careful(call)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody is suspected: a first try needs no care."""
+        return not self._suspects and not self._convicts
 
     async def _careful(self, call: Call) -> Attempt | None:
         mark = fingerprint(call.method, call.message)
@@ -76,7 +81,7 @@ class Quarantine:
         before = deaths(call)
         if mark not in self._suspects and not before:
             attempt = await self._try(call)
-            self._note(call)
+            self.note(call)
             return attempt
         call.hedgeable = False
         async with _Alone(self, call) as alone:
@@ -87,12 +92,12 @@ class Quarantine:
             if attempt is not None and attempt.reply is not None:
                 self._suspects.pop(mark, None)
             return attempt
-        self._note(call)
+        self.note(call)
         if guilty and self._suspects[mark].enough():
             self._convict(call, mark, len(self._suspects.pop(mark).died))
         return attempt
 
-    def _note(self, call: Call) -> None:
+    def note(self, call: Call) -> None:
         """Remember where a call's connections died, so that it goes alone if it comes again."""
         if not deaths(call):
             return

@@ -75,7 +75,10 @@ class Retrying:
         Raises:
             CallError: Nothing answered; it lists the attempts.
         """
-        attempt = await self._try(call)
+        return await self.after(call, await self._try(call))
+
+    async def after(self, call: Call, attempt: Attempt | None) -> Reply:
+        """Go on from a first try that was made already; see `__call__`."""
         if attempt is None:
             raise nowhere(call)
         if attempt.action is Action.OK:

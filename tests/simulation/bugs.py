@@ -296,41 +296,42 @@ def does_not_enforce_the_deadline() -> list[Patch]:
     def arm(self, when):
         self._timer = self._owner.loop.call_at(min(when, self._call.deadline + 1.0), self._wake)
 
-    return [(hedge._Race, "_arm", arm), (Flight, "launch", lambda self, message, timeout: real(self, message, 9.0))]
+    return [(hedge.Race, "_arm", arm), (Flight, "launch", lambda self, message, timeout: real(self, message, 9.0))]
 
 
 @bug("read", "success")
 def a_fast_failure_beats_a_slow_success() -> list[Patch]:
-    real = hedge._Race._done
+    real = hedge.Race._landed
 
     def done(self, attempt):
         real(self, attempt)
-        if not self.future.done() and attempt.action is not Action.OK:
-            self.future.set_result(attempt)
+        if not self._decided and attempt.action is not Action.OK:
+            self._settle(attempt)
 
-    return [(hedge._Race, "_done", done), (retry, "MOST_DEATHS", 1)]
+    return [(hedge.Race, "_landed", done), (retry, "MOST_DEATHS", 1)]
 
 
 @bug("loser", "leak")
 def leaves_the_losers_under_way() -> list[Patch]:
-    def close(self):
+    def close(self, winner=None):
+        self._decided = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._flights.clear()
 
-    return [(hedge._Race, "close", close)]
+    return [(hedge.Race, "close", close)]
 
 
 @bug("leak")
 def leaves_a_timer_behind() -> list[Patch]:
-    real = hedge._Race.close
+    real = hedge.Race.close
 
-    def close(self):
+    def close(self, winner=None):
         self._timer = None
-        real(self)
+        real(self, winner)
 
-    return [(hedge._Race, "close", close)]
+    return [(hedge.Race, "close", close)]
 
 
 @bug("read")
@@ -342,7 +343,7 @@ def never_hedges_and_never_looks() -> list[Patch]:
         else:
             self._arm(self._call.deadline)
 
-    return [(hedge._Race, "_wake", wake)]
+    return [(hedge.Race, "_wake", wake)]
 
 
 @bug("attempts")
