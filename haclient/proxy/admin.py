@@ -1,0 +1,263 @@
+"""The admin API over HTTP: health, metrics, the fleet and its history, events, drain; and the dashboard's page.
+
+Decision made here: this only translates. Whatever is known or done is the `haclient.proxy.report.Backend`'s, and who
+may ask is decided in `haclient.proxy.admin_guard`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import IntEnum
+from importlib import resources
+from typing import Annotated, Any, Final, Literal, cast, final
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from haclient import __version__
+from haclient.errors import ConfigError
+from haclient.proxy.admin_guard import Guard, policy_of
+from haclient.proxy.report import Backend, EventReport, FleetReport, History, Value
+
+#: Time for answers under way to finish when the server stops, seconds.
+GRACE_S: Final = 1
+#: Connections at once; more are answered with 503.
+MOST_CONNECTIONS: Final = 1_000
+
+
+@final
+class Alive(Value):
+    """The answer of ``GET /healthz``."""
+
+    alive: Literal[True] = True
+
+
+@final
+class Readiness(Value):
+    """The answer of ``GET /readyz``: whether a read can be served now, and if not, why."""
+
+    ready: bool
+    reason: str
+
+
+@final
+class Drained(Value):
+    """The answer to a drain or its end."""
+
+    name: str
+    drained: bool
+
+
+@final
+class Problem(Value):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Interval(IntEnum):
+    """Seconds between two points of the history."""
+
+    SECOND = 1
+    MINUTE = 60
+
+
+def create_app(backend: Backend, token: str = "") -> FastAPI:
+    """Make the admin API.
+
+    Args:
+        backend: What it tells, and what it drains.
+        token: What it asks for (``Authorization: Bearer``), but for its health and its page; "" asks for nothing,
+            and answers only requests that name a loopback host.
+    """
+    refused = {401: "The token is missing or wrong."} if token else {421: "The host is no loopback address."}
+    app = FastAPI(
+        title="haclient proxy",
+        summary="Health, metrics and drain of a Milvus fleet.",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={status: {"model": Problem, "description": text} for status, text in refused.items()},
+        generate_unique_id_function=_name_of,
+    )
+    app.state.backend = backend
+    app.state.page = (resources.files("haclient.proxy") / "dashboard" / "index.html").read_text("utf-8")
+    app.state.policy = policy_of(app.state.page)
+    app.include_router(_open)
+    # Only described here, for OpenAPI: the guard asks for it, on every path.
+    app.include_router(_guarded, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
+    app.add_middleware(Guard, token=token)
+    return app
+
+
+def _name_of(route: APIRoute) -> str:
+    return route.name
+
+
+def _backend(request: Request) -> Backend:
+    return cast(Backend, request.app.state.backend)
+
+
+Asked = Annotated[Backend, Depends(_backend)]
+
+_open = APIRouter()
+_guarded = APIRouter()
+
+
+@_open.get("/", summary="The dashboard", response_class=HTMLResponse)
+async def dashboard(request: Request) -> HTMLResponse:
+    """Return the dashboard's page; it holds no data, and asks this API for it."""
+    state = request.app.state
+    return HTMLResponse(state.page, headers={"Content-Security-Policy": state.policy})
+
+
+@_open.get("/healthz", summary="Is the proxy's supervisor alive?")
+async def healthz() -> Alive:
+    """Answer as long as the process lives."""
+    return Alive()
+
+
+@_open.get(
+    "/readyz",
+    summary="Can a read be served now?",
+    responses={503: {"model": Readiness, "description": "No read can be served now."}},
+)
+async def readyz(backend: Asked, response: Response) -> Readiness:
+    """Answer 200 if a read can be served now, 503 with the reason if not."""
+    ready, reason = backend.ready()
+    response.status_code = 200 if ready else 503
+    return Readiness(ready=ready, reason=reason)
+
+
+@final
+class Metrics(Response):
+    """Prometheus' text format."""
+
+    media_type = "text/plain; version=0.0.4"
+
+
+@_guarded.get("/metrics", summary="Metrics of all workers together", response_class=Metrics)
+async def metrics(backend: Asked) -> Metrics:
+    """Return the metrics in Prometheus' text format."""
+    return Metrics(await backend.metrics())
+
+
+@_guarded.get("/api/fleet", summary="Everything, as it is now")
+async def fleet(backend: Asked) -> FleetReport:
+    """Return the clusters, their endpoints, the workers, what was counted, and the error budget."""
+    return backend.fleet()
+
+
+@_guarded.get("/api/history", summary="How it was")
+async def history(backend: Asked, every_s: Annotated[Interval, Query()] = Interval.SECOND) -> History:
+    """Return the last ten minutes in intervals of 1 s, or the last day in intervals of 60 s."""
+    return backend.history(float(every_s))
+
+
+async def _subscription(
+    backend: Asked,
+    after: Annotated[int, Query(ge=0, description="Start behind the event with this id.")] = 0,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, description="The same; browsers send it when they connect again, and it wins.")
+    ] = None,
+) -> AsyncIterator[AsyncIterator[EventReport]]:
+    """Lend the events out; nothing of the subscription is left once the client is gone."""
+    stream = backend.events(after if last_event_id is None else last_event_id)
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()
+
+
+@_guarded.get("/api/events", summary="Events, as they happen", response_class=EventSourceResponse)
+async def events(
+    stream: Annotated[AsyncIterator[EventReport], Depends(_subscription)],
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream the events kept and then every new one, as server-sent events whose data is an `EventReport`."""
+    async for event in stream:
+        yield ServerSentEvent(id=str(event.id), data=event)
+
+
+_UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {
+    403: {"model": Problem, "description": "Another site's page sent this."},
+    404: {"model": Problem, "description": "Nothing has that name; the detail says what there is."},
+}
+Name = Annotated[str, Path(description="Name of an endpoint or a cluster; it may contain slashes.")]
+
+
+@_guarded.post("/api/drain/{name:path}", summary="Take out of rotation", responses=_UNKNOWN)
+async def drain(backend: Asked, name: Name) -> Drained:
+    """Send nothing more to an endpoint or a cluster; calls under way finish."""
+    return await _set_drained(backend, name, drained=True)
+
+
+@_guarded.post("/api/undrain/{name:path}", summary="Put back into rotation", responses=_UNKNOWN)
+async def undrain(backend: Asked, name: Name) -> Drained:
+    """Send calls to an endpoint or a cluster again."""
+    return await _set_drained(backend, name, drained=False)
+
+
+async def _set_drained(backend: Backend, name: str, *, drained: bool) -> Drained:
+    try:
+        await backend.drain(name, drained=drained)
+    except ConfigError as error:
+        raise HTTPException(404, str(error)) from None
+    return Drained(name=name, drained=drained)
+
+
+@asynccontextmanager
+async def serve(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
+    """Serve an app on the running event loop until the context is left, without touching signals.
+
+    Args:
+        app: See `create_app`.
+        host: Name or address to listen on.
+        port: 0 takes any free one.
+
+    Yields:
+        The port it listens on.
+
+    Raises:
+        OSError: It cannot listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        server = _Server(config)
+        running = asyncio.create_task(server.serve([listening]), name="haclient-admin")
+        try:
+            yield int(listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            await running
+
+
+@final
+class _Server(uvicorn.Server):
+    """Leaves signals to the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
