@@ -33,6 +33,7 @@ def replies() -> dict[str, bytes]:
         "DescribeCollection": pb.DescribeCollectionResponse(schema=schema, collectionID=1).SerializeToString(),
         "DescribeIndex": pb.DescribeIndexResponse(index_descriptions=[index]).SerializeToString(),
         "Query": pb.QueryResults().SerializeToString(),
+        "CheckHealth": pb.CheckHealthResponse(status={}, isHealthy=True).SerializeToString(),
     }
 
 
