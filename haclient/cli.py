@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 
 import typer
 from rich.console import Console
@@ -21,12 +21,19 @@ from rich.live import Live
 
 from haclient import __version__, status_table
 from haclient.config import Config
-from haclient.errors import ConfigError
+from haclient.errors import ConfigError, HAClientError
 from haclient.fleet.model import FleetView
 
 OK: Final = 0
 NOT_WELL: Final = 1
 BAD_INPUT: Final = 2
+
+#: Look at the fleet once.
+Look: TypeAlias = Callable[[], Awaitable[FleetView]]
+
+AdminOption = Annotated[str, typer.Option("--admin", help="Admin address of a proxy, for example 127.0.0.1:9091.")]
+TokenOption = Annotated[str, typer.Option(envvar="HACLIENT_ADMIN_TOKEN", help="The proxy's admin_token.")]
+TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for the answers.", min=0.1)]
 
 app = typer.Typer(
     name="haclient",
@@ -61,65 +68,158 @@ def _common(
 def status(
     config: Annotated[Path | None, typer.Option(help="TOML file; see examples/haclient.toml.")] = None,
     uri: Annotated[str | None, typer.Option(help="One URI, or several separated by commas.")] = None,
+    admin: AdminOption = "",
+    token: TokenOption = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (with --watch: one per line).")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.", min=0.1)] = 2.0,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the servers' answers.", min=0.1)] = 5.0,
+    timeout: TimeoutOption = 5.0,
 ) -> None:
     """Show every endpoint: its state, latency, collections, version and last error.
 
-    Every endpoint and every loaded collection is really asked. Without options, HACLIENT_CONFIG, HACLIENT_URI and
-    MILVUS_URI say which. The exit code is 0 if at least one endpoint is up, 1 if none is, 2 if the input is wrong.
+    Every endpoint and every loaded collection is really asked; with --admin, a running proxy says how it sees them.
+    Without options, HACLIENT_CONFIG, HACLIENT_URI and MILVUS_URI say which. The exit code is 0 if at least one
+    endpoint is up, 1 if none is, 2 if the input is wrong.
     """
     try:
-        settings = Config.load(uri, config)
-        view = asyncio.run(_show(settings, as_json, every if watch else None, timeout))
-    except ConfigError as error:
-        _refuse(str(error))
+        if admin and (config or uri):
+            raise ConfigError("arguments: admin: is given together with config or uri; write only one of them")
+        source = _proxy(admin, token, timeout) if admin else _servers(Config.load(uri, config), timeout)
+        view = asyncio.run(_show(source, as_json, every if watch else None))
+    except HAClientError as error:
+        _fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(OK if status_table.up(view) else NOT_WELL)
 
 
-async def _show(settings: Config, as_json: bool, every_s: float | None, timeout_s: float) -> FleetView:
+async def _show(source: AbstractAsyncContextManager[Look], as_json: bool, every_s: float | None) -> FleetView:
     """Print the fleet once, or every so often until Ctrl-C; returns it as last seen."""
     console = Console(highlight=False)
-    view = FleetView((), 0.0)
-    async with aclosing(_looks(settings, every_s, timeout_s)) as looks:
-        if every_s is not None and console.is_terminal and not as_json:
-            with Live(console=console, screen=False, auto_refresh=False) as live:
-                async for view in looks:
+    screen = every_s is not None and console.is_terminal and not as_json
+    live = Live(console=console, screen=False, auto_refresh=False) if screen else None
+    async with source as look:
+        with live or nullcontext():
+            while True:
+                view = await look()
+                if as_json:
+                    indent = 2 if every_s is None and sys.stdout.isatty() else None
+                    print(json.dumps(status_table.as_json(view), indent=indent), flush=True)
+                elif live:
                     live.update(status_table.table(view), refresh=True)
-            return view
-        async for view in looks:
-            if as_json:
-                indent = 2 if every_s is None and sys.stdout.isatty() else None
-                print(json.dumps(status_table.as_json(view), indent=indent), flush=True)
-            else:
-                console.print(status_table.table(view))
-    return view
+                else:
+                    console.print(status_table.table(view))
+                if every_s is None:
+                    return view
+                await asyncio.sleep(every_s)
 
 
-async def _looks(settings: Config, every_s: float | None, timeout_s: float) -> AsyncGenerator[FleetView, None]:
-    """Look at every endpoint once, or every so often."""
+@asynccontextmanager
+async def _servers(settings: Config, timeout_s: float) -> AsyncGenerator[Look, None]:
+    """Ask every endpoint; those that do not answer in time are shown as they were known."""
     from haclient.client import AsyncMilvusClient  # noqa: PLC0415 - pymilvus takes a second to import
 
     client = AsyncMilvusClient(config=settings)
+
+    async def look() -> FleetView:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await client.refresh()
+        except TimeoutError:
+            return client.fleet
+
     try:
-        while True:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    view = await client.refresh()
-            except TimeoutError:
-                view = client.fleet
-            yield view
-            if every_s is None:
-                return
-            await asyncio.sleep(every_s)
+        yield look
     finally:
         await client.close()
+
+
+@asynccontextmanager
+async def _proxy(admin: str, token: str, timeout_s: float) -> AsyncGenerator[Look, None]:
+    """Ask a running proxy."""
+    from haclient.proxy.admin_client import AdminClient  # noqa: PLC0415 - httpx, for this option alone
+
+    async with AdminClient(admin, token, timeout_s) as client:
+        yield client.fleet
+
+
+@app.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="Name of an endpoint or a cluster, as haclient status shows it.")],
+    admin: AdminOption,
+    token: TokenOption = "",
+    timeout: TimeoutOption = 5.0,
+) -> None:
+    """Take an endpoint or a cluster of a running proxy out of rotation; calls under way finish.
+
+    The exit code is 0 if it is done, 1 if the proxy gives no answer, 2 if the input is wrong.
+    """
+    _set_drained(name, admin, token, timeout, drained=True)
+    typer.echo(f"{name}: out of rotation")
+
+
+@app.command()
+def undrain(
+    name: Annotated[str, typer.Argument(help="Name of an endpoint or a cluster, as haclient status shows it.")],
+    admin: AdminOption,
+    token: TokenOption = "",
+    timeout: TimeoutOption = 5.0,
+) -> None:
+    """Put an endpoint or a cluster of a running proxy back into rotation.
+
+    The exit code is 0 if it is done, 1 if the proxy gives no answer, 2 if the input is wrong.
+    """
+    _set_drained(name, admin, token, timeout, drained=False)
+    typer.echo(f"{name}: in rotation")
+
+
+def _set_drained(name: str, admin: str, token: str, timeout_s: float, *, drained: bool) -> None:
+    from haclient.proxy.admin_client import AdminClient  # noqa: PLC0415 - httpx, for these commands alone
+
+    async def ask() -> None:
+        async with AdminClient(admin, token, timeout_s) as client:
+            await client.drain(name, drained=drained)
+
+    try:
+        asyncio.run(ask())
+    except HAClientError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def proxy(
+    config: Annotated[Path | None, typer.Option(help="TOML file; see examples/haclient.toml.")] = None,
+    uri: Annotated[str | None, typer.Option(help="One URI, or several separated by commas.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Where clients connect: host:port.")] = None,
+    admin: Annotated[str | None, typer.Option(help='Where the admin API is: host:port; "" is nowhere.')] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve clients.")] = None,
+) -> None:
+    """Serve Milvus clients of every language: failover, hedging and drain behind one address.
+
+    The options win over [proxy] of the file, where the rest is. Without --config and --uri, HACLIENT_CONFIG,
+    HACLIENT_URI and MILVUS_URI say which servers. Runs until SIGTERM or Ctrl-C; SIGHUP reads the configuration
+    again. The exit code is 0 if it ended well, 2 if the input is wrong.
+    """
+    try:
+        from haclient.proxy import supervisor  # noqa: PLC0415 - the web framework, for this command alone
+    except ImportError as error:
+        what = f"haclient proxy needs more packages ({error.__cause__ or error})"
+        _fail(ConfigError(f'{what}; install them: pip install "haclient[proxy]"'))
+    given: dict[str, Any] = {"listen": listen, "admin": admin, "workers": workers}
+    given = {key: value for key, value in given.items() if value is not None}
+
+    def load() -> Config:
+        return Config.load(uri, config, **({"proxy": given} if given else {}))
+
+    try:
+        code = supervisor.run(load(), load)
+    except HAClientError as error:
+        _fail(error)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -141,14 +241,14 @@ def demo(
     try:
         options = DemoOptions(embedder=embedder, seconds=seconds, rate=rate, seed=seed, keep=keep, json=as_json)
     except ConfigError as error:
-        _refuse(str(error))
+        _fail(error)
     raise typer.Exit(run(options))
 
 
-def _refuse(message: str) -> NoReturn:
-    for line in message.splitlines():
+def _fail(error: HAClientError) -> NoReturn:
+    for line in str(error).splitlines():
         typer.echo(f"haclient: {line}", err=True)
-    raise typer.Exit(BAD_INPUT)
+    raise typer.Exit(BAD_INPUT if isinstance(error, ConfigError) else NOT_WELL)
 
 
 if __name__ == "__main__":

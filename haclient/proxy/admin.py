@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import IntEnum
 from importlib import resources
-from typing import Annotated, Any, Final, Literal, cast, final
+from typing import Annotated, Any, Final, TypeAlias, cast, final
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
@@ -25,7 +25,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from haclient import __version__
 from haclient.errors import ConfigError
 from haclient.proxy.admin_guard import Guard, policy_of
-from haclient.proxy.report import Backend, EventReport, FleetReport, History, Value
+from haclient.proxy.admin_values import Alive, Drained, Problem, Readiness
+from haclient.proxy.report import Backend, EventReport, FleetReport, History
 
 #: Time for answers under way to finish when the server stops, seconds.
 GRACE_S: Final = 1
@@ -33,34 +34,7 @@ GRACE_S: Final = 1
 MOST_CONNECTIONS: Final = 1_000
 
 
-@final
-class Alive(Value):
-    """The answer of ``GET /healthz``."""
-
-    alive: Literal[True] = True
-
-
-@final
-class Readiness(Value):
-    """The answer of ``GET /readyz``: whether a read can be served now, and if not, why."""
-
-    ready: bool
-    reason: str
-
-
-@final
-class Drained(Value):
-    """The answer to a drain or its end."""
-
-    name: str
-    drained: bool
-
-
-@final
-class Problem(Value):
-    """Why a request was refused."""
-
-    detail: str
+_Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
 
 class Interval(IntEnum):
@@ -78,7 +52,7 @@ def create_app(backend: Backend, token: str = "") -> FastAPI:
         token: What it asks for (``Authorization: Bearer``), but for its health and its page; "" asks for nothing,
             and answers only requests that name a loopback host.
     """
-    refused = {401: "The token is missing or wrong."} if token else {421: "The host is no loopback address."}
+    refused = (401, "The token is missing or wrong.") if token else (421, "The request names no loopback host.")
     app = FastAPI(
         title="haclient proxy",
         summary="Health, metrics and drain of a Milvus fleet.",
@@ -86,7 +60,7 @@ def create_app(backend: Backend, token: str = "") -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses={status: {"model": Problem, "description": text} for status, text in refused.items()},
+        responses=_refused(*refused),
         generate_unique_id_function=_name_of,
     )
     app.state.backend = backend
@@ -97,6 +71,12 @@ def create_app(backend: Backend, token: str = "") -> FastAPI:
     app.include_router(_guarded, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     app.add_middleware(Guard, token=token)
     return app
+
+
+def _refused(status: int, description: str) -> _Responses:
+    """Describe what the guard answers: JSON, whatever else the path answers."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    return {status: {"description": description, "content": content}}
 
 
 def _name_of(route: APIRoute) -> str:
@@ -182,13 +162,14 @@ async def _subscription(
 @_guarded.get("/api/events", summary="Events, as they happen", response_class=EventSourceResponse)
 async def events(
     stream: Annotated[AsyncIterator[EventReport], Depends(_subscription)],
-) -> AsyncIterator[ServerSentEvent]:
-    """Stream the events kept and then every new one, as server-sent events whose data is an `EventReport`."""
+) -> AsyncIterator[EventReport]:
+    """Stream the events kept and then every new one, as server-sent events."""
     async for event in stream:
-        yield ServerSentEvent(id=str(event.id), data=event)
+        # FastAPI describes what the type says, and sends this with its id.
+        yield ServerSentEvent(id=str(event.id), data=event)  # type: ignore[misc]
 
 
-_UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {
+_UNKNOWN: Final[_Responses] = {
     403: {"model": Problem, "description": "Another site's page sent this."},
     404: {"model": Problem, "description": "Nothing has that name; the detail says what there is."},
 }

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haclient.config.proxy import is_loopback
+from haclient.proxy.admin_values import Problem
 
 #: Answered without a token: they hold no data.
 OPEN: Final = frozenset({"/", "/healthz", "/readyz"})
@@ -77,7 +78,7 @@ class Guard:
 
 
 def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> ASGIApp:
-    return JSONResponse({"detail": detail}, status, headers)
+    return JSONResponse(Problem(detail=detail).model_dump(), status, headers)
 
 
 def _names_loopback(host: str) -> bool:
