@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import SecretStr
 
 from haclient import __version__
 from haclient.errors import ConfigError
@@ -52,7 +53,6 @@ def create_app(backend: Backend, token: str = "") -> FastAPI:
         token: What it asks for (``Authorization: Bearer``), but for its health and its page; "" asks for nothing,
             and answers only requests that name a loopback host.
     """
-    refused = (401, "The token is missing or wrong.") if token else (421, "The request names no loopback host.")
     app = FastAPI(
         title="haclient proxy",
         summary="Health, metrics and drain of a Milvus fleet.",
@@ -60,16 +60,19 @@ def create_app(backend: Backend, token: str = "") -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=_refused(*refused),
+        responses={} if token else _refused(421, "The request names no loopback host."),
         generate_unique_id_function=_name_of,
     )
     app.state.backend = backend
     app.state.page = (resources.files("haclient.proxy") / "dashboard" / "index.html").read_text("utf-8")
     app.state.policy = policy_of(app.state.page)
     app.include_router(_open)
-    # Only described here, for OpenAPI: the guard asks for it, on every path.
-    app.include_router(_guarded, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
-    app.add_middleware(Guard, token=token)
+    if token:  # only described here, for OpenAPI: the guard asks for it, on every path
+        bearer, refused = HTTPBearer(auto_error=False), _refused(401, "The token is missing or wrong.")
+        app.include_router(_guarded, dependencies=[Depends(bearer)], responses=refused)
+    else:
+        app.include_router(_guarded)
+    app.add_middleware(Guard, token=SecretStr(token))
     return app
 
 

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from typing import Final, final
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,9 +43,9 @@ class Guard:
         token: What ``Authorization: Bearer`` must present; "" asks for nothing, and answers loopback hosts only.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: SecretStr) -> None:
         self._app = app
-        self._token = token.encode()
+        self._token = token.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -116,8 +117,15 @@ class _Inline(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.hashes: dict[str, list[str]] = {"script": [], "style": []}
+        self._text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._text = ""
 
     def handle_data(self, data: str) -> None:
-        if self.lasttag in self.hashes and self.cdata_elem:
-            digest = b64encode(hashlib.sha256(data.encode()).digest()).decode()
-            self.hashes[self.lasttag].append(f"'sha256-{digest}'")
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.hashes:
+            digest = b64encode(hashlib.sha256(self._text.encode()).digest()).decode()
+            self.hashes[tag].append(f"'sha256-{digest}'")
