@@ -166,7 +166,7 @@ class Host:
         core = self._core = self._build(config, self.bus, loop)
         if config.source is not None:
             source = config.source
-            self._following = loop.create_task(core.follow(lambda: _stamp(source), self._reload))
+            self._following = loop.create_task(core.follow(lambda: stamp(source), self._reload))
         return core
 
     async def aclose(self) -> None:
@@ -193,7 +193,7 @@ class Host:
             core.loop.call_soon_threadsafe(lambda: core.loop.create_task(self.aclose()))
 
 
-def _stamp(path: os.PathLike[str]) -> object:
+def stamp(path: os.PathLike[str]) -> object:
     """Return what changes when a file is written anew (or a link is turned, as Kubernetes does)."""
     try:
         status = os.stat(path)

@@ -1,0 +1,256 @@
+"""A worker's process: one server on one event loop, steered by the supervisor.
+
+Decision made here: only the supervisor stops a worker. Signals meant for the whole group are left to it, and a worker
+whose supervisor is gone finishes its calls and ends by itself.
+
+    python -m haclient.proxy.worker SLOT LISTENING_FD CONTROL_FD
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, final
+
+from prometheus_client import CollectorRegistry
+
+from haclient.config import Config
+from haclient.errors import ConfigError
+from haclient.events import EventBus
+from haclient.fleet.model import FleetView, State
+from haclient.listeners.logging import LoggingListener
+from haclient.listeners.prometheus import PrometheusListener
+from haclient.proxy import control, logs, metrics
+from haclient.proxy.report import ClusterReport, EndpointReport, WorkerReport
+from haclient.proxy.server import Server
+from haclient.proxy.settings import read
+from haclient.proxy.totals import Tally
+
+REPORT_EVERY_S: Final = 1.0
+#: Connections that may wait to be accepted; the kernel may allow fewer.
+_BACKLOG: Final = 4_096
+_SERVES: Final = frozenset({State.UP.value, State.PROBATION.value})
+_log = logging.getLogger("haclient.proxy")
+
+#: Makes the server; `Server` unless a test has another one.
+Make = Callable[[Config, EventBus, asyncio.AbstractEventLoop], Server]
+
+
+@final
+class Worker:
+    """One server, and what the supervisor asks of it.
+
+    Args:
+        slot: Number of its place.
+        listening: The socket its clients connect to, bound.
+        make: Makes the server.
+    """
+
+    def __init__(self, slot: int, listening: socket.socket, make: Make = Server) -> None:
+        self._slot = slot
+        self._listening = listening
+        self._make = make
+        self._config: Config | None = None
+        self._server: Server | None = None
+        self._drained: frozenset[str] = frozenset()
+        self._finished = False
+        self._tally = Tally()
+        self._registry = CollectorRegistry()
+        self._gauges = PrometheusListener(self._registry)
+        self._bus = EventBus()
+        self._unsubscribe_log: Callable[[], None] = lambda: None
+
+    async def run(self, end: socket.socket) -> None:
+        """Serve until the supervisor has had it finished, or is gone.
+
+        Args:
+            end: This end of the control channel.
+        """
+        channel = await control.connect(end, self._answer, lambda what, value: None)
+        self._bus.subscribe(self._tally)
+        self._bus.subscribe(self._gauges)
+        self._bus.subscribe(LoggingListener(_stream(channel)), per_call=False)
+        reporting = asyncio.create_task(self._report(channel))
+        try:
+            await channel.run()
+            if not self._finished and self._config is not None:
+                _log.warning("the supervisor is gone: this worker finishes its calls and ends")
+                await self._finish(self._config.proxy.grace_s)
+        finally:
+            reporting.cancel()
+            if self._server is not None:
+                await self._server.aclose()
+
+    async def _answer(self, what: str, value: Any) -> Any:
+        match what:
+            case "start":
+                await self._start(read(value["config"]), frozenset(value["drained"]))
+            case "reload":
+                self._reload(read(value))
+            case "drain":
+                self._drain(frozenset(value))
+            case "metrics":
+                return self._metrics()
+            case "finish":
+                cut = await self._finish(value)
+                return {"cut": cut, "report": self._state(), "metrics": self._metrics()}
+            case _:
+                raise ConfigError(f"{what!r} is nothing that can be asked of a worker")
+        return self._state()
+
+    async def _start(self, config: Config, drained: frozenset[str]) -> None:
+        self._configure(config)
+        server = self._server = self._make(config, self._bus, asyncio.get_running_loop())
+        # Not before: a connection that waits here could have been served by a worker that runs already.
+        self._listening.listen(_BACKLOG)
+        await server.start(self._listening)
+        self._drain(drained)
+
+    def _configure(self, config: Config) -> None:
+        self._config = config
+        logs.configure(config.proxy, self._slot)
+        self._unsubscribe_log()
+        self._unsubscribe_log = self._bus.subscribe(LoggingListener(), per_call=config.proxy.log_level == "debug")
+
+    def _reload(self, config: Config) -> None:
+        self._running().reload(config)
+        self._configure(config)
+        self._drain(self._drained)
+
+    def _drain(self, names: frozenset[str]) -> None:
+        """Have just these names drained: clusters and endpoints, also some that only other workers have."""
+        fleet = self._running().core.fleet
+        for name in self._drained - names:
+            with suppress(ConfigError):
+                fleet.drain(name, drained=False)
+        self._drained = names
+        # One at a time, for an endpoint may have come back with its own name while its cluster stays out.
+        for name in names & {
+            name for node in fleet.nodes() if not node.drained for name in (node.name, node.cluster.name)
+        }:
+            fleet.drain(name)
+
+    async def _finish(self, grace_s: float) -> int:
+        """Finish the calls under way; returns how many were cut off."""
+        self._finished = True
+        return 0 if self._server is None else await self._server.drain(grace_s)
+
+    def _running(self) -> Server:
+        if self._server is None:
+            raise ConfigError("this worker has not been started yet")
+        return self._server
+
+    # What it says of itself.
+
+    async def _report(self, channel: control.Channel) -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            if self._server is not None:
+                self._drain(self._drained)  # discovery may have found more of a drained cluster
+                channel.tell("report", self._state())
+
+    def _state(self) -> dict[str, Any]:
+        server = self._running()
+        view = server.core.view()
+        reason = _why_not_ready(view)
+        return WorkerReport(
+            ready=not reason,
+            reason=reason,
+            connections=server.connections,
+            calls=server.calls,
+            memory_bytes=server.memory_bytes,
+            totals=self._tally.totals(server.shed),
+            clusters=_clusters(view),
+        ).model_dump()
+
+    def _metrics(self) -> list[metrics.Family]:
+        self._gauges.observe(self._running().core.view())
+        return metrics.families(self._registry)
+
+
+def _why_not_ready(view: FleetView) -> str:
+    """Say why no read can be served, "" if one can."""
+    endpoints = view.endpoints
+    if any(endpoint.state in _SERVES for endpoint in endpoints):
+        return ""
+    told = ", ".join(f"{e.name} is {e.state}" + (f" ({e.last_error})" if e.last_error else "") for e in endpoints[:3])
+    more = f", and {len(endpoints) - 3} more" if len(endpoints) > 3 else ""
+    return f"no endpoint is up: {told}{more}" if endpoints else "there is no endpoint"
+
+
+def _clusters(view: FleetView) -> list[ClusterReport]:
+    return [
+        ClusterReport(
+            name=cluster.name,
+            zone=cluster.zone,
+            priority=cluster.priority,
+            weight=cluster.weight,
+            endpoints=[
+                EndpointReport(
+                    name=e.name,
+                    address=e.address,
+                    state=e.state,
+                    latency_s=e.latency_s,
+                    in_flight=e.in_flight,
+                    ready=dict(e.ready),
+                    server_version=e.server_version,
+                    last_error=e.last_error,
+                )
+                for e in cluster.endpoints
+            ],
+        )
+        for cluster in view.clusters
+    ]
+
+
+@final
+class _Telling(logging.Handler):
+    """Tells the supervisor what a `LoggingListener` lets through: it has bounded how often."""
+
+    def __init__(self, channel: control.Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = dict(record.__dict__["haclient"])
+        event = {
+            "at": record.created,
+            "kind": fields.pop("event"),
+            "level": record.levelname.lower(),
+            "text": record.getMessage(),
+            "fields": fields,
+        }
+        self._channel.tell("event", event)
+
+
+def _stream(channel: control.Channel) -> logging.Logger:
+    """Return a logger of its own, so that the level of the log does not decide what the dashboard shows."""
+    logger = logging.Logger("haclient.events", logging.INFO)
+    logger.addHandler(_Telling(channel))
+    return logger
+
+
+def main() -> None:
+    """Run a worker; the supervisor gives its slot and the numbers of two inherited sockets."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    slot, listening, end = map(int, sys.argv[1:])
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(Worker(slot, socket.socket(fileno=listening)).run(socket.socket(fileno=end)))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    main()
