@@ -8,13 +8,14 @@ knows Milvus' messages; the table of methods is `haclient.milvus.methods`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
 from haclient.errors import WireError
 
 Metadata = tuple[tuple[str, str], ...]
+Session = Mapping[tuple[str, str], Metadata]
 
 
 class Kind(enum.Enum):
@@ -208,6 +209,7 @@ class Call:
         guarantee_timestamp: The hybrid timestamp the request asks to be as fresh as, if it names one that
             some cluster handed out (values up to 2 are levels, not timestamps); 0 if it does not.
         credentials: The application's own, for clusters that have none configured.
+        session: Metadata particular to one endpoint, by the names of cluster and endpoint; None if there is none.
         attempts: Every try so far, oldest first; the one part that grows.
     """
 
@@ -222,6 +224,7 @@ class Call:
     pin: str | None = None
     guarantee_timestamp: int = 0
     credentials: Metadata = ()
+    session: Session | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
 

@@ -19,11 +19,12 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import final
 
-from haclient.call import Action, Attempt, Call, Kind, Metadata, Method, Reply
+from haclient.call import Action, Attempt, Call, Kind, Metadata, Method, Reply, Session
 from haclient.config import Config, Timeouts
 from haclient.errors import CallError, ConfigError, DeadlineExceeded, HAClientError, Unavailable, WriteRefused
 from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
 from haclient.fleet.fleet import Fleet, routes_as_write
+from haclient.fleet.flight import Flight
 from haclient.fleet.keeper import Keeper
 from haclient.fleet.look import Dialect
 from haclient.fleet.membership import Connect
@@ -158,6 +159,15 @@ class Core:
         self._budget.deposit(start)
         return await self._observe(call, self._stack(call), start), call
 
+    def lend(self, method: Method, metadata: Metadata, credentials: Metadata, deadline: float) -> Flight | None:
+        """Choose an endpoint for a stream that the caller opens there himself; None if all are drained.
+
+        The flight's ``landed`` must be called when the stream ends.
+        """
+        call = Call(method, b"", metadata, deadline, credentials=credentials)
+        call.pin = self.fleet.home(call)
+        return self.fleet.lend(call)
+
     def begin(
         self,
         method: Method,
@@ -167,6 +177,7 @@ class Core:
         done: Callable[[Reply | HAClientError], None],
         *,
         credentials: Metadata = (),
+        session: Session | None = None,
     ) -> Exchange:
         """Answer one call of the application by calling back; the core has been started before.
 
@@ -178,13 +189,15 @@ class Core:
             metadata: See `answer`.
             timeout_s: See `answer`.
             done: Gets the reply or the error, once, unless the exchange is cancelled first.
-            credentials: The application's own, for clusters that have none configured.
+            credentials: See `haclient.call.Call`.
+            session: See `haclient.call.Call`.
 
         Raises:
             CallError: At once, if the call is not to be sent at all.
         """
         call = self._call(method, message, metadata, timeout_s)
         call.credentials = credentials
+        call.session = session
         exchange = Exchange(self, call, done)
         exchange.start()
         return exchange
@@ -331,13 +344,16 @@ class Exchange:
 
     The first try is a race without a task. Whatever does not end well there goes on in a task, through the same
     layers as every other call.
+
+    Attributes:
+        call: What is answered, with its attempts so far.
     """
 
-    __slots__ = ("_call", "_core", "_done", "_race", "_start", "_task")
+    __slots__ = ("_core", "_done", "_race", "_start", "_task", "call")
 
     def __init__(self, core: Core, call: Call, done: Callable[[Reply | HAClientError], None]) -> None:
         self._core = core
-        self._call = call
+        self.call = call
         self._done = done
         self._start = core.loop.time()
         self._race: Race | None = None
@@ -348,16 +364,16 @@ class Exchange:
         core = self._core
         core._budget.deposit(self._start)
         if core._quarantine.idle:
-            race = core._hedging.begin(self._call, self._tried)
+            race = core._hedging.begin(self.call, self._tried)
             if self._task is None:
                 self._race = race
         else:
-            self._go_on(core._stack(self._call))
+            self._go_on(core._stack(self.call))
 
     def _tried(self, attempt: Attempt | None) -> None:
         """Take the outcome of the first try."""
         self._race = None
-        core, call = self._core, self._call
+        core, call = self._core, self.call
         if attempt is None or attempt.action is not Action.OK:
             if attempt is not None:
                 core._quarantine.note(call)
@@ -371,7 +387,7 @@ class Exchange:
 
     def _go_on(self, answering: Awaitable[Reply]) -> None:
         core = self._core
-        task = self._task = core.loop.create_task(self._finish(core._observe(self._call, answering, self._start)))
+        task = self._task = core.loop.create_task(self._finish(core._observe(self.call, answering, self._start)))
         core._exchanges.add(task)
         task.add_done_callback(core._exchanges.discard)
 
@@ -390,7 +406,7 @@ class Exchange:
         elif self._race is not None:
             self._race.close()
             self._race = None
-            self._core._report(self._call, "cancelled", self._start)
+            self._core._report(self.call, "cancelled", self._start)
 
 
 def winner(call: Call) -> Attempt | None:

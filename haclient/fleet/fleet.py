@@ -143,6 +143,18 @@ class Fleet:
         flight.launch(message, call.deadline - now)
         return flight
 
+    def lend(self, call: Call) -> Flight | None:
+        """Start an attempt that the caller carries out himself, on the endpoint's transport; see `send`."""
+        picked = self.balancer.pick(call)
+        if picked is None:
+            return None
+        node, permit = picked
+        attempt = Attempt(node.name, node.cluster.name, self.clock(), life=node.life)
+        call.attempts.append(attempt)
+        flight = Flight(self, call, node, permit, attempt, lambda attempt: None)
+        node.flights.add(flight)
+        return flight
+
     def _worth_hedging(self, call: Call, node: Node, permit: int, tried: tuple[Node, ...], now: float) -> bool:
         if permit == breaker.REFUSED or node.ready.get((call.database, call.collection)) is False:
             return False

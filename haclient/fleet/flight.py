@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
-from haclient.call import Action, Attempt, Call, Kind, Outcome, Reply, StreamHandle
+from haclient.call import Action, Attempt, Call, Kind, Metadata, Outcome, Reply, StreamHandle
 from haclient.errors import AttemptTimeout, ConnectFailed, TransportClosed
 from haclient.fleet.node import Node
 from haclient.milvus.requests import READS
@@ -48,10 +48,15 @@ class Flight:
 
     def launch(self, message: bytes, timeout_s: float) -> None:
         """Send it."""
-        node, call = self.node, self.call
+        node = self.node
         node.flights.add(self)
-        metadata = call.metadata + (node.cluster.authorization or call.credentials)
-        self._handle = node.data.start(call.method.path, message, metadata, timeout_s, self.landed)
+        self._handle = node.data.start(self.call.method.path, message, self.metadata(), timeout_s, self.landed)
+
+    def metadata(self) -> Metadata:
+        """Return what goes out with the message: the application's, and what is particular to the endpoint."""
+        node, call = self.node, self.call
+        fields = call.metadata + (node.cluster.authorization or call.credentials)
+        return fields + call.session.get((node.cluster.name, node.name), ()) if call.session is not None else fields
 
     def landed(self, outcome: Outcome) -> None:
         """Take what came back, score it, and hand the finished attempt on."""

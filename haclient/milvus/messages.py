@@ -19,13 +19,16 @@ from typing import Any, final
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
-from haclient.call import Metadata, Method
+from haclient.call import STATUS_IS, Metadata, Method
 from haclient.milvus import timestamps
 from haclient.milvus.methods import named
 from haclient.milvus.requests import KeyField
 from haclient.milvus.status import Flavour
+from haclient.milvus.wireformat import embed
 
 Key = int | str
+#: Milvus' catch-all code.
+_UNEXPECTED = 65535
 
 
 @final
@@ -108,6 +111,19 @@ class LoadState(enum.Enum):
 def _request(name: str, message: Any, database: str) -> Request:
     metadata = (("dbname", database),) if database else ()
     return Request(named(name), message.SerializeToString(), metadata)
+
+
+def refusal(method: Method, reason: str) -> bytes:
+    """Make the answer of a method that says no for good, in its ``common.Status``.
+
+    Args:
+        method: One whose response has a status.
+        reason: Text for a person.
+    """
+    status: bytes = common_pb2.Status(
+        error_code=common_pb2.UnexpectedError, code=_UNEXPECTED, reason=reason
+    ).SerializeToString()
+    return status if method.status == STATUS_IS else embed(method.status, status)
 
 
 def _parse(message_class: Any, message: bytes) -> Any:

@@ -136,7 +136,7 @@ class Channel:
         Raises:
             ValueError: If ``path``, ``message`` or ``metadata`` cannot be sent; nothing was sent then.
         """
-        block = self._encode(path, metadata)
+        block = self.encode(path, metadata)
         if len(message) > LARGEST_MESSAGE:
             raise ValueError(f"a gRPC message has at most {LARGEST_MESSAGE} bytes, this one has {len(message)}")
         deadline = self.loop.time() + timeout_s
@@ -150,7 +150,7 @@ class Channel:
         Raises:
             ValueError: If ``path`` or ``metadata`` cannot be sent; nothing was sent then.
         """
-        block = self._encode(path, metadata)
+        block = self.encode(path, metadata)
         timeout_s = math.inf if timeout_s is None else timeout_s
         stream = BidiStream(self, block, self.loop.time() + timeout_s)
         self.submit(stream, timeout_s)
@@ -197,7 +197,12 @@ class Channel:
         free = [connection for connection in self._open if connection.has_room]
         return min(free, key=_load) if free else None
 
-    def _encode(self, path: str, metadata: Metadata) -> bytes:
+    def encode(self, path: str, metadata: Metadata) -> bytes:
+        """Encode the header block of a request, but for its time-out.
+
+        Raises:
+            ValueError: If ``path`` or ``metadata`` cannot be sent.
+        """
         head = self._heads.get(path) or self._encode_head(path)
         return head + encode_metadata(metadata) if metadata else head
 

@@ -44,6 +44,8 @@ class Connection(Control, Generic[T]):
         self._recv_used = 0
         self._rest: bytes | bytearray = b""
         self._need = 0
+        #: Grows with every frame that comes in parts.
+        self._partials = 0
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_flags = 0
@@ -165,6 +167,7 @@ class Connection(Control, Generic[T]):
                 self._control(kind, flags, stream_id, data[body:end])
             at = end
         if at < length_of_data and not self.closed:
+            self._partials += 1
             self._rest = data[at:] if at else data
 
     # -- frames

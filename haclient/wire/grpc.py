@@ -1,7 +1,7 @@
 """gRPC on top of HTTP/2: message framing, time-outs, status (gRPC's PROTOCOL-HTTP2.md).
 
-Decision made here: messages are never compressed and never looked into; a compressed message is refused
-with a clear text, because we never announce that we could read one.
+Decision made here: messages are never compressed and never looked into. As a client we never announce that we could
+read a compressed reply, so one is refused with a clear text; a server has to take what clients send.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Final, final
 from urllib.parse import unquote_to_bytes
 
 from haclient.call import Metadata
-from haclient.wire.headers import MalformedHeaders, RawHeaders, split_pseudo
+from haclient.wire.headers import MalformedHeaders, RawHeaders, encode_fields, split_pseudo
 
 # The status codes that the wire itself makes.
 OK: Final = 0
 CANCELLED: Final = 1
 UNKNOWN: Final = 2
+INVALID_ARGUMENT: Final = 3
+DEADLINE_EXCEEDED: Final = 4
 PERMISSION_DENIED: Final = 7
+RESOURCE_EXHAUSTED: Final = 8
 UNIMPLEMENTED: Final = 12
 INTERNAL: Final = 13
 UNAVAILABLE: Final = 14
@@ -114,10 +117,23 @@ def decode_message(raw: bytes) -> str:
     return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
+def trailers_block(code: int, details: str = "") -> bytes:
+    """Encode trailers."""
+    return encode_fields((("grpc-status", str(code)), ("grpc-message", encode_message(details))))
+
+
+def status_block(code: int, details: str) -> bytes:
+    """Encode the only header block of an answer that is a status and nothing else."""
+    return _RESPONSE + trailers_block(code, details)
+
+
 def encode_message(text: str) -> str:
     """Percent-encode ``grpc-message``: all but printable ASCII, and the percent sign itself."""
     return "".join([chr(b) if 0x20 <= b <= 0x7E and b != 0x25 else f"%{b:02X}" for b in text.encode("utf-8")])
 
+
+#: What every gRPC response begins with.
+_RESPONSE: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
 
 _TIMEOUT_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 #: ``TimeoutValue`` has at most eight digits.

@@ -45,11 +45,7 @@ def client_context(
     elif ca_file is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
-        _readable("ca_file", ca_file)
-        try:
-            context.load_verify_locations(cafile=str(ca_file))
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"ca_file {ca_file} holds no PEM certificates: {error}") from error
+        _load_authorities(context, "ca_file", ca_file)
     if cert_file is not None:
         load_identity(context, cert_file, key_file)
     return context
@@ -72,9 +68,41 @@ def load_identity(context: ssl.SSLContext, cert_file: str | Path, key_file: str 
         raise ConfigError(f"cert_file {cert_file}{key} cannot be used: {error}") from error
 
 
+def _load_authorities(context: ssl.SSLContext, name: str, path: str | Path) -> None:
+    _readable(name, path)
+    try:
+        context.load_verify_locations(cafile=str(path))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{name} {path} holds no PEM certificates: {error}") from error
+
+
 def _readable(name: str, path: str | Path) -> None:
     try:
         with open(path, "rb"):
             pass
     except OSError as error:
         raise ConfigError(f"{name} {path} cannot be read: {error.strerror}") from error
+
+
+def server_context(
+    cert_file: str | Path, key_file: str | Path | None = None, client_ca_file: str | Path | None = None
+) -> ssl.SSLContext:
+    """Build the context of a server.
+
+    Args:
+        cert_file: PEM file of our certificate (and chain).
+        key_file: PEM file of its key; None: it is in ``cert_file``.
+        client_ca_file: PEM file of the authorities whose clients are let in; None: a client needs no certificate.
+
+    Raises:
+        ConfigError: If a file cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    load_identity(context, cert_file, key_file)
+    if client_ca_file is not None:
+        _load_authorities(context, "client_ca_file", client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

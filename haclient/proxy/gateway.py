@@ -1,0 +1,264 @@
+"""From a client's request to the core, and from its answer back.
+
+Decision made here: a server's answer reaches the client byte for byte, also one that says no. Where no server could be
+brought to answer, a failure that may pass is a gRPC status, which SDKs may try again; one that must not be repeated is
+Milvus' own status in the body, because SDKs repeat what fails with a gRPC status (pymilvus: inserts, too).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import secrets
+from typing import TYPE_CHECKING, Final, final
+
+from haclient.call import STATUS_NONE, Method, Reply
+from haclient.core import Core, Exchange, winner
+from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavailable, WireError
+from haclient.milvus import messages
+from haclient.milvus.methods import HEALTH, SERVICE, method
+from haclient.proxy.admission import Admission
+from haclient.proxy.head import REQUEST_ID, Head
+from haclient.proxy.sessions import Sessions
+from haclient.wire import grpc
+from haclient.wire.channel import Channel
+from haclient.wire.headers import encode_fields, encode_metadata, literal
+from haclient.wire.incoming import ACCEPTED, IncomingCall
+from haclient.wire.relay import RelayedStream
+from haclient.wire.server import IncomingStream, ServerConnection
+
+if TYPE_CHECKING:
+    from haclient.proxy.health import Health
+
+log = logging.getLogger("haclient.proxy.calls")
+
+Connection = ServerConnection[Head]
+
+_HEAD: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
+_HEAD_ID: Final = _HEAD + b"\x00" + bytes([len(REQUEST_ID)]) + REQUEST_ID.encode()
+_OK_TRAILERS: Final = encode_fields((("grpc-status", "0"),))
+_UNKNOWN_ENCODING: Final = encode_fields((("grpc-accept-encoding", ACCEPTED),))
+_CONNECT: Final = f"/{SERVICE}/Connect"
+_ASCII_BYTES: Final = 127
+
+
+@final
+class Gateway:
+    """What a worker's calls have in common.
+
+    Attributes:
+        core: Answers them.
+        admission: Says how many there may be.
+        health: Answers gRPC's health checks.
+        sessions: What servers call the clients.
+    """
+
+    __slots__ = ("_ids", "_prefix", "admission", "core", "health", "sessions")
+
+    def __init__(self, core: Core, admission: Admission, health: Health) -> None:
+        self.core = core
+        self.admission = admission
+        self.health = health
+        self.sessions = Sessions()
+        self._prefix = secrets.token_hex(4)
+        self._ids = itertools.count(1)
+
+    def request_id(self) -> str:
+        """Make an id for a call whose client gave none: of this process, and growing."""
+        return f"{self._prefix}-{next(self._ids):x}"
+
+    def accept(self, connection: Connection, head: Head) -> IncomingStream:
+        """Make the stream of a gRPC request."""
+        if head.path.startswith(f"/{HEALTH}/"):
+            return self.health.stream(connection, head.path)
+        known = head.method
+        if known is not None and not known.streaming:
+            return ProxyCall(connection, self, head, known)
+        return ProxyStream(connection, self, head)
+
+
+@final
+class ProxyCall(IncomingCall):
+    """One unary call of a client."""
+
+    __slots__ = ("_counted", "_exchange", "_gateway", "_head", "_held", "_id", "_method")
+
+    def __init__(self, connection: Connection, gateway: Gateway, head: Head, known: Method) -> None:
+        super().__init__(connection)
+        self._gateway = gateway
+        self._head = head
+        self._method = known
+        self._exchange: Exchange | None = None
+        self._held = 0
+        self._counted = 0
+        self._id = ""
+
+    # -- the request
+
+    def on_request(self, end: bool) -> None:
+        """Refuse a stranger at once."""
+        if not self._head.admitted:
+            self.refuse(grpc.UNAUTHENTICATED, "the proxy asks for a token, and this is not one it accepts")
+        elif end:
+            self.on_whole()
+
+    def encoding(self) -> str:
+        """See `IncomingCall`."""
+        return self._head.encoding
+
+    def grow(self, size: int) -> bool:
+        """See `GatheredStream`."""
+        reason = self._gateway.admission.hold(size)
+        if reason:
+            self.refuse(grpc.RESOURCE_EXHAUSTED, reason)
+            return False
+        self._held += size
+        return True
+
+    def on_message(self, message: bytes) -> None:
+        """Hand the request to the core."""
+        gateway, head = self._gateway, self._head
+        reason = gateway.admission.admit()
+        if reason:
+            self.refuse(grpc.RESOURCE_EXHAUSTED, reason)
+            return
+        self._counted = 1
+        self._id = head.request_id or gateway.request_id()
+        try:
+            self._exchange = gateway.core.begin(
+                self._method,
+                message,
+                (*head.metadata, (REQUEST_ID, self._id)),
+                head.timeout_s,
+                self._answered,
+                credentials=head.credentials,
+                session=gateway.sessions.of(head.identifier) if head.identifier else None,
+            )
+        except CallError as error:
+            self._answered(error)
+
+    def on_cancelled(self) -> None:
+        """The client gave up: give up upstream, too."""
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._release()
+
+    # -- the answer
+
+    def _answered(self, outcome: Reply | HAClientError) -> None:
+        reply = outcome if type(outcome) is Reply else self._told(outcome)
+        message = reply.message
+        if self._method.path == _CONNECT and reply.code == 0 and self._exchange is not None:
+            message = self._introduced(message, self._exchange)
+        if log.isEnabledFor(logging.DEBUG):
+            self._log(logging.DEBUG, "answered", reply)
+        mark = self._id.encode()
+        if len(mark) < _ASCII_BYTES:
+            head = _HEAD_ID + bytes([len(mark)]) + mark
+        else:
+            head = _HEAD + literal(REQUEST_ID.encode(), mark)
+        if reply.headers:
+            head += encode_metadata(reply.headers)
+        if reply.code:
+            tail = grpc.trailers_block(reply.code, reply.details)
+            self.fail(head + tail + encode_metadata(reply.trailers))
+            return
+        # Held until the client has taken it; not refused any more, since the work is done.
+        self._gateway.admission.memory_bytes += len(message)
+        self._held += len(message)
+        self.answer(head, message, _OK_TRAILERS + encode_metadata(reply.trailers) if reply.trailers else _OK_TRAILERS)
+
+    def _told(self, error: HAClientError) -> Reply:
+        """Tell a failure in words that SDKs understand."""
+        reply = last_word(self._method, error)
+        self._log(logging.WARNING, str(error), reply)
+        return reply
+
+    def _introduced(self, message: bytes, exchange: Exchange) -> bytes:
+        """Take what the server calls the client, and give the client a name that is good for all servers."""
+        won = winner(exchange.call)
+        if won is None:
+            return message
+        return self._gateway.sessions.introduce((won.cluster, won.endpoint), message)
+
+    def on_answered(self) -> None:
+        """See `IncomingCall`."""
+        self._release()
+
+    def _release(self) -> None:
+        self._gateway.admission.release(self._counted, self._held)
+        self._counted = self._held = 0
+        self._exchange = None
+
+    def _log(self, level: int, text: str, reply: Reply) -> None:
+        where = {"request_id": self._id, "method": self._method.name, "grpc_status": reply.code}
+        if self._exchange is not None:
+            where["attempts"] = "; ".join(map(str, self._exchange.call.attempts))
+        log.log(level, "%s %s: %s", self._id, self._method.name, text, extra={"haclient": where})
+
+
+@final
+class ProxyStream(RelayedStream):
+    """A call that is passed through as it comes: a stream, or a method that nothing is known of."""
+
+    __slots__ = ("_counted", "_gateway", "_head")
+
+    def __init__(self, connection: Connection, gateway: Gateway, head: Head) -> None:
+        super().__init__(connection)
+        self._gateway = gateway
+        self._head = head
+        self._counted = 0
+
+    def on_request(self, end: bool) -> None:
+        """Open the way to a server."""
+        gateway, head = self._gateway, self._head
+        if not head.admitted:
+            self._refuse(grpc.UNAUTHENTICATED, "the proxy asks for a token, and this is not one it accepts")
+            return
+        reason = gateway.admission.admit()
+        if reason:
+            self._refuse(grpc.RESOURCE_EXHAUSTED, reason)
+            return
+        self._counted = 1
+        timeout_s = math.inf if head.timeout_s is None else head.timeout_s
+        deadline = gateway.core.loop.time() + timeout_s
+        flight = gateway.core.lend(method(head.path), head.metadata, head.credentials, deadline)
+        channel = flight.node.data if flight is not None else None
+        if flight is None or not isinstance(channel, Channel):
+            self._ended()
+            self._refuse(grpc.UNAVAILABLE, "no endpoint is in rotation")
+            return
+
+        def ended(error: WireError | None) -> None:
+            flight.landed(Reply(b"") if error is None else error)
+            self._ended()
+
+        self.connect(channel, head.path, flight.metadata(), head.encoding, timeout_s, ended)
+        if end:
+            self.on_data(b"", 0, True)
+
+    def _refuse(self, code: int, details: str) -> None:
+        self.end(grpc.status_block(code, details))
+
+    def _ended(self) -> None:
+        self._gateway.admission.release(self._counted, 0)
+        self._counted = 0
+
+
+def last_word(known: Method, error: HAClientError) -> Reply:
+    """Turn an error into what its client gets: the last server's own answer if there is one, else one of ours."""
+    if isinstance(error, Unavailable):
+        for attempt in reversed(error.attempts):
+            if attempt.reply is not None:
+                return attempt.reply
+        return Reply(b"", grpc.UNAVAILABLE, _line(error))
+    if isinstance(error, DeadlineExceeded):
+        return Reply(b"", grpc.DEADLINE_EXCEEDED, _line(error))
+    if known.status == STATUS_NONE:
+        return Reply(b"", grpc.INVALID_ARGUMENT, _line(error))
+    return Reply(messages.refusal(known, _line(error)))
+
+
+def _line(error: HAClientError) -> str:
+    return " ".join(str(error).split())
