@@ -141,8 +141,9 @@ def read(path: Path) -> list[Sample]:
 async def main() -> None:
     """Obey: ``load`` starts one, ``stop`` ends it, ``wait`` waits for it, ``counts`` tells the events."""
     kind, *uris = sys.argv[1:]
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # a traceback for each failed call
     client = make(kind, uris)
+    # A traceback for each failed call; not before its import, which sets the level.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     await client.start()
     orders = await commands()
     say("ready")
