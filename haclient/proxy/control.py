@@ -66,7 +66,9 @@ class Channel:
         try:
             while line := await self._reader.readline():
                 self._take(json.loads(line))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except OSError:
+            pass  # killed with something unread: gone all the same
+        except (ValueError, LookupError, TypeError) as error:
             _log.warning("the control channel broke: %r", error)
         finally:
             for future in self._asked.values():

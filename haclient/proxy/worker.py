@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from haclient.config import Config
 from haclient.errors import ConfigError
 from haclient.events import EventBus
-from haclient.fleet.model import FleetView, State
+from haclient.fleet.model import FleetView
 from haclient.listeners.logging import LoggingListener
 from haclient.listeners.prometheus import PrometheusListener
 from haclient.proxy import control, logs, metrics
@@ -34,7 +34,6 @@ from haclient.proxy.totals import Tally
 REPORT_EVERY_S: Final = 1.0
 #: Connections that may wait to be accepted; the kernel may allow fewer.
 _BACKLOG: Final = 4_096
-_SERVES: Final = frozenset({State.UP.value, State.PROBATION.value})
 _log = logging.getLogger("haclient.proxy")
 
 #: Makes the server; `Server` unless a test has another one.
@@ -156,31 +155,20 @@ class Worker:
 
     def _state(self) -> dict[str, Any]:
         server = self._running()
-        view = server.core.view()
-        reason = _why_not_ready(view)
+        ready, reason = server.ready
         return WorkerReport(
-            ready=not reason,
+            ready=ready,
             reason=reason,
             connections=server.connections,
             calls=server.calls,
             memory_bytes=server.memory_bytes,
             totals=self._tally.totals(server.shed),
-            clusters=_clusters(view),
+            clusters=_clusters(server.core.view()),
         ).model_dump()
 
     def _metrics(self) -> list[metrics.Family]:
         self._gauges.observe(self._running().core.view())
         return metrics.families(self._registry)
-
-
-def _why_not_ready(view: FleetView) -> str:
-    """Say why no read can be served, "" if one can."""
-    endpoints = view.endpoints
-    if any(endpoint.state in _SERVES for endpoint in endpoints):
-        return ""
-    told = ", ".join(f"{e.name} is {e.state}" + (f" ({e.last_error})" if e.last_error else "") for e in endpoints[:3])
-    more = f", and {len(endpoints) - 3} more" if len(endpoints) > 3 else ""
-    return f"no endpoint is up: {told}{more}" if endpoints else "there is no endpoint"
 
 
 def _clusters(view: FleetView) -> list[ClusterReport]:
