@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import IntEnum
 from importlib import resources
@@ -20,20 +20,19 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Qu
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import SecretStr
 
 from haclient import __version__
 from haclient.errors import ConfigError
+from haclient.proxy.admin_events import EventStream
 from haclient.proxy.admin_guard import Guard, policy_of
 from haclient.proxy.admin_values import Alive, Drained, Problem, Readiness
 from haclient.proxy.report import Backend, EventReport, FleetReport, History
 
-#: Time for answers under way to finish when the server stops, seconds.
+#: Time for answers under way to finish when the server stops, and then for what does not heed the end, seconds.
 GRACE_S: Final = 1
 #: Connections at once; more are answered with 503.
 MOST_CONNECTIONS: Final = 1_000
-
 
 _Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
@@ -146,30 +145,35 @@ async def history(backend: Asked, every_s: Annotated[Interval, Query()] = Interv
     return backend.history(float(every_s))
 
 
-async def _subscription(
+_EVENT: Final = {
+    "type": "string",
+    "contentMediaType": "application/json",
+    "contentSchema": EventReport.model_json_schema(),
+}
+_STREAM: Final[_Responses] = {
+    200: {
+        "description": "Each event's id, and as its data an EventReport.",
+        "content": {
+            EventStream.media_type: {
+                "itemSchema": {"type": "object", "properties": {"id": {"type": "string"}, "data": _EVENT}}
+            }
+        },
+    }
+}
+
+
+@_guarded.get(
+    "/api/events", summary="Events, as they happen", response_class=EventStream, status_code=200, responses=_STREAM
+)
+async def events(
     backend: Asked,
     after: Annotated[int, Query(ge=0, description="Start behind the event with this id.")] = 0,
     last_event_id: Annotated[
         int | None, Header(ge=0, description="The same; browsers send it when they connect again, and it wins.")
     ] = None,
-) -> AsyncIterator[AsyncIterator[EventReport]]:
-    """Lend the events out; nothing of the subscription is left once the client is gone."""
-    stream = backend.events(after if last_event_id is None else last_event_id)
-    try:
-        yield stream
-    finally:
-        if isinstance(stream, AsyncGenerator):
-            await stream.aclose()
-
-
-@_guarded.get("/api/events", summary="Events, as they happen", response_class=EventSourceResponse)
-async def events(
-    stream: Annotated[AsyncIterator[EventReport], Depends(_subscription)],
-) -> AsyncIterator[EventReport]:
+) -> EventStream:
     """Stream the events kept and then every new one, as server-sent events."""
-    async for event in stream:
-        # FastAPI describes what the type says, and sends this with its id.
-        yield ServerSentEvent(id=str(event.id), data=event)  # type: ignore[misc]
+    return EventStream(backend.events(after if last_event_id is None else last_event_id))
 
 
 _UNKNOWN: Final[_Responses] = {
@@ -227,15 +231,25 @@ async def serve(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
             proxy_headers=False,
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=2 * GRACE_S,
         )
         server = _Server(config)
         running = asyncio.create_task(server.serve([listening]), name="haclient-admin")
         try:
             yield int(listening.getsockname()[1])
         finally:
-            server.should_exit = True
-            await running
+            await _stop(server, running)
+
+
+async def _stop(server: uvicorn.Server, running: asyncio.Task[None]) -> None:
+    """Let answers end by themselves for a while; then end them as if their clients had left."""
+    server.should_exit = True
+    await asyncio.wait([running], timeout=GRACE_S)
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    await running
+    if cancelled := set(server.server_state.tasks):
+        await asyncio.wait(cancelled)
 
 
 @final

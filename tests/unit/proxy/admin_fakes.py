@@ -80,7 +80,7 @@ class FakeBackend:
         if drained:
             self.drained.append(name)
         else:
-            self.drained.remove(name)
+            self.drained = [each for each in self.drained if each != name]
 
     def recent(self, after: int) -> list[EventReport]:
         return [each for each in self.kept if each.id > after]
