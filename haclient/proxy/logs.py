@@ -73,7 +73,7 @@ class JsonLines(_Lines):
         if record.exc_info:
             fixed["traceback"] = self.formatException(record.exc_info)
         # Twice: first for the order, then because a record's own fields must not hide these.
-        return json.dumps({**fixed, **_fields(record), **fixed}, default=str, ensure_ascii=False)
+        return json.dumps({**fixed, **_fields(record), **fixed}, default=str)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

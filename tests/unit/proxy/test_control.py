@@ -81,7 +81,7 @@ async def test_both_ends_ask_at_once_and_answers_find_their_questions():
 
 async def test_a_refusal_says_why_and_a_mistake_does_not_say_too_much(caplog):
     async with pair() as (a, _):
-        with pytest.raises(Refused, match="^no such thing$"):
+        with pytest.raises(Refused, match=r"^no such thing$"):
             await a.channel.ask("refuse", timeout_s=9)
         with pytest.raises(Refused, match=r"^nonsense failed \(RuntimeError\); its log says where$"):
             await a.channel.ask("nonsense", timeout_s=9)

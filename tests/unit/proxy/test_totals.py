@@ -50,11 +50,7 @@ def test_what_is_done_for_a_call_is_counted_apart():
     tally(HedgeStarted(at=0.0, method="Search", cluster="a", endpoint="a", delay_s=0.1))
     tally(HedgeStarted(at=0.0, method="Search", cluster="a", endpoint="a", delay_s=0.1))
     tally(RetryScheduled(at=0.0, method="Search", attempt=1, delay_s=0.1, reason=""))
-    tally(
-        FailedOver(
-            at=0.0, method="Search", from_cluster="a", from_endpoint="a", to_cluster="b", to_endpoint="b"
-        )
-    )
+    tally(FailedOver(at=0.0, method="Search", from_cluster="a", from_endpoint="a", to_cluster="b", to_endpoint="b"))
     tally(
         AttemptFinished(
             at=0.0, cluster="a", endpoint="a", method="Search", action="ok", duration_s=0.1, hedge=False, reason=""
