@@ -113,6 +113,11 @@ class HAClient(Peer):
     def environment(self) -> dict[str, str]:
         return {"PYTHONPATH": str(ROOT)}
 
+    async def close(self) -> None:
+        """End it as an operator would, its workers too."""
+        await self.stop()
+        await super().close()
+
     def fleet(self) -> Any:
         """What it says of itself: `haclient.proxy.report.FleetReport`."""
         with urllib.request.urlopen(f"{self.admin}/api/fleet", timeout=10) as reply:

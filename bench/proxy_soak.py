@@ -6,7 +6,7 @@ One worker in front of two stub servers that count what reaches them; a proxy of
 are all in this process, on our own wire.
 
 memory        searches and queries, new connections every 50,000; the worker's memory must not grow after a warm-up
-connections   2,000 at once, each with calls of its own
+connections   2,000 at once, each with a call every other second
 insert        one message of 200 MB; the server that got it tells the SHA-256 of what arrived
 cancel        10,000 searches that are not answered, taken back; every one must be reset at the server behind
 """
@@ -25,7 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import linear_regression
 from typing import Any
 
 import peers
@@ -33,6 +33,7 @@ import psutil
 from harness import BENCH, Child, finish, quantile, run, table
 
 from haclient.call import Outcome, Reply
+from haclient.drill.measure import open_loop
 from haclient.drill.process import HOST
 from haclient.wire import Channel, ChannelOptions, Target
 from haclient.wire.grpc import message_prefix
@@ -135,7 +136,7 @@ async def memory(rig: Rig, args: argparse.Namespace) -> Part:
     began = time.monotonic()
     for done in range(step, args.requests + 1, step):
         channels = [rig.channel() for _ in range(8)]
-        failed += sum(await asyncio.gather(*(_requests(rig, channels[i % 8], step // 64) for i in range(64))))
+        failed += sum(await asyncio.gather(*(_requests(rig, channels[i % 8], step // 32) for i in range(32))))
         await close(channels)
         samples.append((done, rig.memory))
         print(f"  {done:,} requests: {rig.memory / MIB:.1f} MiB", file=sys.stderr)
@@ -177,28 +178,24 @@ async def connections(rig: Rig, args: argparse.Namespace) -> Part:
     _raise_fd_limit()
     before = rig.memory
     channels = [rig.channel() for _ in range(count)]
-    latencies: list[float] = []
 
-    async def caller(channel: Channel) -> int:
-        failed = 0
-        for _ in range(10):
-            start = time.monotonic()
-            failed += not answered(await call(channel, "Search", rig.search))
-            latencies.append(time.monotonic() - start)
-        return failed
+    def ask(number: int) -> asyncio.Future[Outcome]:
+        return call(channels[number % count], "Search", rig.search)
 
-    failed = sum(await asyncio.gather(*(caller(channel) for channel in channels)))
+    records = await open_loop(ask, rate=count / 2, seconds=10)
+    failed = sum(not (record.answer and answered(record.answer)) for record in records)
+    latencies = sorted(record.latency_s for record in records)
     standing = await until(lambda: rig.reported()["connections"] == count)
     each = (rig.memory - before) / count
     await close(channels)
     gone = await until(lambda: not any(rig.reported().values()))
     figures = {
         "connections": count,
-        "calls": len(latencies),
+        "calls": len(records),
         "failed": failed,
         "KiB per connection": round(each / 1024, 1),
-        "p50 ms": round(median(latencies) * 1e3),
-        "p99 ms": round(quantile(sorted(latencies), 0.99) * 1e3),
+        "p50 ms": round(quantile(latencies, 0.5) * 1e3),
+        "p99 ms": round(quantile(latencies, 0.99) * 1e3),
     }
     targets = {
         f"{count:,} connections at once, every call answered": standing and not failed,
