@@ -101,7 +101,9 @@ class FakeBackend:
             clusters=self.clusters,
             drained=sorted(self.drained),
             workers=self.workers,
-            totals=Totals(ok=58_112_804, refused=1_204, failed=5_377, shed=31, hedges=9_120, retries=811, failovers=702),
+            totals=Totals(
+                ok=58_112_804, refused=1_204, failed=5_377, shed=31, hedges=9_120, retries=811, failovers=702
+            ),
             objective=0.999,
             burn=[Burn(window_s=w, availability=1 - burn * 0.001, burn=burn) for w, burn in self.burn],
         )
@@ -193,7 +195,7 @@ def _points(now: float, every_s: float, count: int) -> list[Point]:
 
 
 def bad_day(backend: FakeBackend) -> None:
-    """Let everything be seen at once: an endpoint down, a collection not ready, a cluster drained, the budget burning."""
+    """Show everything at once: an endpoint down, a collection not ready, a cluster drained, a burning budget."""
 
     def at(seconds_ago: float, what: Callable[[], None]) -> None:
         backend.now = NOW - seconds_ago
