@@ -20,14 +20,14 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Qu
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
 from haclient import __version__
 from haclient.errors import ConfigError
 from haclient.proxy.admin_events import EventStream
 from haclient.proxy.admin_guard import Guard, policy_of
 from haclient.proxy.admin_values import Alive, Drained, Problem, Readiness
-from haclient.proxy.report import Backend, EventReport, FleetReport, History
+from haclient.proxy.report import Backend, EventReport, FleetReport, History, Value
 
 #: Time for answers under way to finish when the server stops, and then for what does not heed the end, seconds.
 GRACE_S: Final = 1
@@ -42,6 +42,20 @@ class Interval(IntEnum):
 
     SECOND = 1
     MINUTE = 60
+
+
+@final
+class HistoryQuery(Value):
+    """What ``GET /api/history`` takes."""
+
+    every_s: Interval = Interval.SECOND
+
+
+@final
+class EventsQuery(Value):
+    """What ``GET /api/events`` takes."""
+
+    after: int = Field(0, ge=0, description="Start behind the event with this id.")
 
 
 def create_app(backend: Backend, token: str = "") -> FastAPI:
@@ -140,9 +154,9 @@ async def fleet(backend: Asked) -> FleetReport:
 
 
 @_guarded.get("/api/history", summary="How it was")
-async def history(backend: Asked, every_s: Annotated[Interval, Query()] = Interval.SECOND) -> History:
+async def history(backend: Asked, query: Annotated[HistoryQuery, Query()]) -> History:
     """Return the last ten minutes in intervals of 1 s, or the last day in intervals of 60 s."""
-    return backend.history(float(every_s))
+    return backend.history(float(query.every_s))
 
 
 _EVENT: Final = {
@@ -162,18 +176,17 @@ _STREAM: Final[_Responses] = {
 }
 
 
-@_guarded.get(
-    "/api/events", summary="Events, as they happen", response_class=EventStream, status_code=200, responses=_STREAM
-)
+# A response class with a media type would be described as one string beside the description above.
+@_guarded.get("/api/events", summary="Events, as they happen", response_class=Response, responses=_STREAM)
 async def events(
     backend: Asked,
-    after: Annotated[int, Query(ge=0, description="Start behind the event with this id.")] = 0,
+    query: Annotated[EventsQuery, Query()],
     last_event_id: Annotated[
-        int | None, Header(ge=0, description="The same; browsers send it when they connect again, and it wins.")
-    ] = None,
+        int, Header(ge=0, description="The same; browsers send it when they connect again. The later one counts.")
+    ] = 0,
 ) -> EventStream:
     """Stream the events kept and then every new one, as server-sent events."""
-    return EventStream(backend.events(after if last_event_id is None else last_event_id))
+    return EventStream(backend.events(max(query.after, last_event_id)))
 
 
 _UNKNOWN: Final[_Responses] = {

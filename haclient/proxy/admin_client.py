@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from http import HTTPStatus
 from typing import Self, TypeVar, final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -88,7 +88,7 @@ class AdminClient:
             raise ProxyUnreachable(f"{self._url}: no answer within {self._timeout_s:g} s; see --timeout") from None
         except (httpx.RemoteProtocolError, httpx.DecodingError):
             raise self._stranger("does not speak HTTP") from None
-        except httpx.RequestError as error:
+        except (httpx.RequestError, UnicodeError) as error:  # a host name too long is the latter
             why = str(error) or type(error).__name__
             raise ProxyUnreachable(f"{self._url}: cannot be reached ({why}); does haclient proxy run there?") from None
         if not answer.is_success:
@@ -117,19 +117,19 @@ class AdminClient:
         return ConfigError(f"{self._url}: is no haclient proxy's admin API, or one of another version ({what})")
 
 
-def _checked_url(url: str) -> str:
-    text = url if "://" in url else f"http://{url}"
+def _checked_url(text: str) -> httpx.URL:
+    example = "write for example http://127.0.0.1:9091"
     try:
-        parts = urlsplit(text)
-        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        url = httpx.URL(text if "://" in text else f"http://{text}")
+        known = url.scheme in {"http", "https"} and url.host != "" and (url.port or 80) <= 65535
+    except httpx.InvalidURL:
         known = False
     if not known:
-        raise ConfigError("arguments: admin: is not an address; write for example http://127.0.0.1:9091")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        what = "has credentials, a query or a fragment; write for example http://127.0.0.1:9091"
-        raise ConfigError(f"arguments: admin: {what}, and the token as --token")
-    return text
+        raise ConfigError(f"arguments: admin: is not an address; {example}")
+    if url.userinfo or url.query or url.fragment:
+        what = "has credentials, a query or a fragment"
+        raise ConfigError(f"arguments: admin: {what}; {example}, and the token as --token")
+    return url
 
 
 def _view(report: ClusterReport) -> ClusterView:

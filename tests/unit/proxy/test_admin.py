@@ -58,7 +58,8 @@ async def test_reports(http, backend):
     for query, every_s in (("", 1.0), ("?every_s=1", 1.0), ("?every_s=60", 60.0)):
         answer = await http.get(f"/api/history{query}")
         assert History.model_validate_json(answer.content) == backend.history(every_s)
-    assert (await http.get("/api/history?every_s=2")).status_code == 422
+    for query in ("every_s=2", "every_s=1.5", "every=60", "every_s=1&every_s=x"):
+        assert (await http.get(f"/api/history?{query}")).status_code == 422, query
 
 
 async def test_metrics(http):
@@ -156,7 +157,8 @@ async def test_resume(served, query, headers, first):
 
 
 @pytest.mark.parametrize(
-    ("query", "headers"), [("?after=x", {}), ("?after=-1", {}), ("", {"Last-Event-ID": "x"}), ("?after=1.5", {})]
+    ("query", "headers"),
+    [("?after=x", {}), ("?after=-1", {}), ("", {"Last-Event-ID": "x"}), ("?after=1.5", {}), ("?afer=1", {})],
 )
 async def test_bad_resume(http, backend, query, headers):
     """Refused, and nobody listens then."""

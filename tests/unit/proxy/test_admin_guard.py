@@ -103,13 +103,11 @@ async def test_loopback_hosts(backend, host, method, path):
 @pytest.mark.parametrize(
     "host",
     ["", "evil.example", "evil.example:9091", "127.0.0.1.evil.example", "localhost.evil.example", "127.0.0.1@evil",
-     "10.0.0.1", "0.0.0.0", "[::]", "2130706433", "[::1", "::1:9091", "localhost/x@evil", "0x7f.1"],
+     "10.0.0.1", "0.0.0.0", "[::]", "2130706433", "[::1", "::1:9091", "0x7f.1"],
 )  # fmt: skip
 @pytest.mark.parametrize(("method", "path"), [*PATHS, ("GET", "/api/events"), ("GET", "/nowhere")])
 async def test_other_hosts(backend, host, method, path):
     """A page whose name was rebound to this machine reads nothing and changes nothing."""
-    if host == "localhost/x@evil":
-        pytest.skip("the URL grammar ends the host at the slash; no client sends that")
     async with asking(backend, host=host) as client:
         answer = await client.request(method, path)
     assert (answer.status_code, list(answer.json())) == (421, ["detail"])
