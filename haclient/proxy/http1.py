@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final, Protocol, cast, final
+from typing import Final, cast, final
 
 import h11
 
-from haclient.config.proxy import ProxyLimits
+from haclient.config import ProxyLimits
+from haclient.proxy.admission import Admission
+from haclient.proxy.head import REQUEST_ID
 from haclient.proxy.rest import HttpRequest, HttpResponse, refusal, shed
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
@@ -32,20 +33,9 @@ _STEP: Final = 64 << 10
 _PART: Final = 256 << 10
 #: How long a client is listened to that was refused in the middle of its request, so that it reads why; seconds.
 _LINGER_S: Final = 2.0
-REQUEST_ID: Final = "client-request-id"
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _BODILESS: Final = (204, 304)
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
-
-
-class Admission(Protocol):
-    """Keeps count of what all connections together hold."""
-
-    def admit(self, size: int) -> str | None:
-        """Let a call in that holds ``size`` bytes, or say why not."""
-
-    def release(self, size: int) -> None:
-        """Take note that a call which was let in with ``size`` bytes is over."""
 
 
 @final
@@ -58,6 +48,7 @@ class Http1Connection(asyncio.Protocol):
         most_bytes: Largest body.
         handler: Answers a request; it is cancelled if the client goes away.
         admission: Lets requests in.
+        request_id: Makes an id for a request whose client gave none.
         on_closed: Told once, when the connection is gone and no call of it is under way.
     """
 
@@ -68,6 +59,7 @@ class Http1Connection(asyncio.Protocol):
         most_bytes: int,
         handler: Handler,
         admission: Admission,
+        request_id: Callable[[], str],
         on_closed: Callable[[Http1Connection], None],
     ) -> None:
         self._loop = loop
@@ -75,6 +67,7 @@ class Http1Connection(asyncio.Protocol):
         self._most_bytes = most_bytes
         self._handler = handler
         self._admission = admission
+        self._request_id = request_id
         self._on_closed = on_closed
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
         self._transport: asyncio.Transport | None = None
@@ -90,9 +83,8 @@ class Http1Connection(asyncio.Protocol):
         # The request that is coming in.
         self._request: h11.Request | None = None
         self._body = bytearray()
-        #: Bytes let in for it, None if it has not been; and why not.
-        self._held: int | None = None
-        self._shed: str | None = None
+        #: What admission has been asked for: calls and bytes.
+        self._counted = self._held = 0
         #: Length of the body at which the timer is set anew.
         self._due = 0
         self._begun = False
@@ -194,66 +186,50 @@ class Http1Connection(asyncio.Protocol):
             self._refuse(400, "a body has a Content-Length or, in HTTP/1.1 only, a Transfer-Encoding, and not both")
         elif length > self._most_bytes:
             self._refuse_size()
-        elif (reason := self._hold(length)) is not None:
-            self._shed = reason
-            if self._http.they_are_waiting_for_100_continue:
-                self._finish_early(shed(reason))
-        if not self._over:
+        else:
             self._due = _STEP
             self._arm(self._limits.request_s, self._late)
 
     def _on_data(self, data: bytes | bytearray) -> None:
-        if self._shed is not None:
-            return
         body = self._body
         body += data
+        reason = self._admission.hold(len(data))
+        if reason:
+            self._finish_early(shed(reason))
+            return
+        self._held += len(data)
         if len(body) > self._most_bytes:
             self._refuse_size()
-            return
-        if self._held is not None and len(body) > self._held:
-            # Only a chunked body grows; what is held for it doubles, and is put right at its end.
-            self._shed = self._hold(max(_STEP, 2 * len(body)))
-        if len(body) >= self._due:
+        elif len(body) >= self._due:
             self._due = len(body) + _STEP
             self._arm(self._limits.request_s, self._late)
 
     def _on_end(self) -> None:
         event, body = self._request, bytes(self._body)
         assert event is not None
-        if self._shed is None and self._held != len(body):
-            self._shed = self._hold(len(body))
-        self._disarm()
         self._body = bytearray()
+        self._disarm()
+        reason = self._admission.admit()
+        self._counted = 0 if reason else 1
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
         request = HttpRequest(event.method.decode("ascii"), event.target.decode("latin-1"), headers, body)
-        self._task = self._loop.create_task(self._answer(request, self._shed))
-
-    def _hold(self, size: int) -> str | None:
-        """Let the request in with another size; return why not."""
-        self._let_go()
-        reason = self._admission.admit(size)
-        if reason is None:
-            self._held = size
-        else:
-            self._body = bytearray()
-        return reason
+        self._task = self._loop.create_task(self._answer(request, reason))
 
     def _let_go(self) -> None:
-        if self._held is not None:
-            self._admission.release(self._held)
-            self._held = None
+        self._admission.release(self._counted, self._held)
+        self._counted = self._held = 0
 
     # -- a response goes out
 
-    async def _answer(self, request: HttpRequest, reason: str | None) -> None:
+    async def _answer(self, request: HttpRequest, reason: str) -> None:
         """Answer one request, and go on to the next."""
         mark = request.header(REQUEST_ID)
         if not _REQUEST_ID.fullmatch(mark):
-            mark = uuid.uuid4().hex
+            mark = self._request_id()
             rest = tuple(header for header in request.headers if header[0] != REQUEST_ID)
             request = HttpRequest(request.verb, request.target, ((REQUEST_ID, mark), *rest), request.body)
         try:
-            response = shed(reason) if reason is not None else await self._handler(request)
+            response = shed(reason) if reason else await self._handler(request)
             await self._send(response, mark, request.verb)
         except Exception as error:
             self._loop.call_exception_handler({"message": "a request could not be answered", "exception": error})
@@ -268,6 +244,9 @@ class Http1Connection(asyncio.Protocol):
     async def _send(self, response: HttpResponse, mark: str, verb: str) -> None:
         """Write a response, no faster than the client takes it."""
         head, body = self._frame(response, mark, verb)
+        # Held until the client has taken it; not refused any more, since the work is done.
+        self._admission.memory_bytes += len(body)
+        self._held += len(body)
         parts: list[bytes | memoryview] = [head + body]
         if len(body) > _PART:
             whole = memoryview(body)
@@ -319,7 +298,7 @@ class Http1Connection(asyncio.Protocol):
         self._http.start_next_cycle()
         if self._ahead > self._limits.header_bytes:
             self._transport.resume_reading()
-        self._request, self._shed, self._ahead, self._begun = None, None, 0, False
+        self._request, self._ahead, self._begun = None, 0, False
         self._arm(self._limits.idle_s, self._close)
         self._advance()
 

@@ -8,16 +8,14 @@ status that says whether to try again.
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 from urllib.parse import parse_qs
 
 import orjson
 
-from haclient.call import Kind, Metadata, Method
+from haclient.call import Kind, Metadata, Method, Reply
 from haclient.core import Core
 from haclient.errors import (
     AccessDenied,
@@ -31,6 +29,7 @@ from haclient.errors import (
     WriteRefused,
 )
 from haclient.milvus.requests import Facts, listed_keys_field
+from haclient.proxy.head import token_of
 from haclient.proxy.rest_routes import V1, VERB, http_status, is_rest, route
 
 #: Bodies longer than this are not looked into: reading this much takes some 25 ms, in which nothing else happens.
@@ -55,6 +54,8 @@ _STATUS: Final[dict[type[CallError], int]] = {
     Unavailable: 503,
     DeadlineExceeded: 504,
 }
+#: The database of a request whose body names none; v1 has no such header.
+_DATABASE: Final = "db-name"
 _RETRY_AFTER: Final = ("retry-after", "1")
 
 
@@ -108,8 +109,8 @@ class RestGateway:
     Args:
         core: The fleet and its policies; made with `haclient.proxy.rest_routes.MILVUS_AND_REST` and a connector from
             `haclient.proxy.rest_transport.with_rest`.
-        known: Says whether a client's token ("user:password" or an API key) is one that lets it in; None lets
-            everybody in.
+        known: Says whether a client's token ("user:password" or an API key) is one that lets it in; None asks for
+            none, and passes on what clients present to clusters without credentials of their own.
     """
 
     def __init__(self, core: Core, known: Callable[[str], bool] | None = None) -> None:
@@ -135,11 +136,10 @@ class RestGateway:
             method = replace(method, kind=Kind.SESSION)
         try:
             timeout_s = _timeout(request)
-            reply, _ = await self._core.answer(method, request.body, tuple(_metadata(request)), timeout_s, facts)
+            reply, _ = await self._core.answer(method, request.body, self._metadata(request), timeout_s, facts)
         except HAClientError as error:
             return _failure(request, error)
-        headers = tuple(header for header in reply.headers[1:] if header[0] not in _HOP_BY_HOP)
-        return HttpResponse(http_status(reply), headers, reply.message)
+        return _handed_on(reply)
 
     def _facts(self, method: Method, rpc: str, request: HttpRequest, query: str) -> Facts:
         """Read what routing needs; see `haclient.milvus.requests.inspect`, which does so for gRPC."""
@@ -148,13 +148,26 @@ class RestGateway:
             return Facts(pinned=method.pinned, opaque=True)
         collection, database = (_string(asked.get(name)) for name in ("collectionName", "dbName"))
         if not database and not method.path.startswith(V1):
-            database = request.header("db-name")
+            database = request.header(_DATABASE) or self._core.fleet.config.database
         facts = Facts(
             collection, database, idempotent=method.idempotent, hedgeable=method.hedgeable, pinned=method.pinned
         )
         if rpc in ("Upsert", "Delete"):
             facts.idempotent = self._may_be_repeated(rpc, asked, (database, collection))
         return facts
+
+    def _metadata(self, request: HttpRequest) -> Metadata:
+        """Carry over the headers that are for the server; see `haclient.proxy.rest_routes`."""
+        named = {
+            word.strip().lower() for name, value in request.headers if name == "connection" for word in value.split(",")
+        }
+        if self._known is not None:
+            named.add("authorization")  # it was for us
+        carried = [(name, value) for name, value in request.headers if name not in _NOT_SENT and name not in named]
+        database = self._core.fleet.config.database
+        if database and not request.header(_DATABASE):
+            carried.append((_DATABASE, database))
+        return (VERB, request.verb), *carried
 
     def _may_be_repeated(self, rpc: str, asked: dict[str, Any], key: tuple[str, str]) -> bool:
         """Say whether a write may be sent twice: whole rows with keys of the client's own, or a delete by key."""
@@ -183,26 +196,10 @@ def _string(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _metadata(request: HttpRequest) -> Iterator[tuple[str, str]]:
-    """Carry over the headers that are for the server; see `haclient.proxy.rest_routes`."""
-    named = {
-        word.strip().lower() for name, value in request.headers if name == "connection" for word in value.split(",")
-    }
-    yield VERB, request.verb
-    for header in request.headers:
-        if header[0] not in _NOT_SENT and header[0] not in named and not header[0].startswith(":"):
-            yield header
-
-
 def _token(request: HttpRequest) -> str:
-    """Return the token that a request presents, "" if none: Milvus takes it as a bearer's, or as user and password."""
-    scheme, _, value = request.header("authorization").partition(" ")
-    if scheme.lower() != "basic":
-        return value.strip() if scheme.lower() == "bearer" else ""
-    try:
-        return base64.b64decode(value.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
+    """Return the token that a request presents, "" if none; Milvus' REST takes HTTP's own form of a password, too."""
+    scheme, _, rest = request.header("authorization").partition(" ")
+    return token_of(rest.strip()) if scheme.lower() == "basic" else token_of(request.header("authorization"))
 
 
 def _timeout(request: HttpRequest) -> float | None:
@@ -211,12 +208,21 @@ def _timeout(request: HttpRequest) -> float | None:
     return float(min(int(text), _MOST_TIMEOUT_S)) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
+def _handed_on(reply: Reply) -> HttpResponse:
+    headers = tuple(header for header in reply.headers[1:] if header[0] not in _HOP_BY_HOP)
+    return HttpResponse(http_status(reply), headers, reply.message)
+
+
 def _failure(request: HttpRequest, error: HAClientError) -> HttpResponse:
-    """Say why no server has answered."""
+    """Say why no server has answered well: in the words of the last one that has answered at all, or in ours."""
     attempts = error.attempts if isinstance(error, CallError) else ()
-    if attempts and all(isinstance(attempt.error, TransportClosed) for attempt in attempts):
-        text = "no endpoint offers this route of Milvus' RESTful API; use gRPC, or servers of another version"
-        return refusal(404, f"{request.verb} {request.target[:200]}: {text}\n{error}")
+    if isinstance(error, Unavailable):
+        for attempt in reversed(attempts):
+            if attempt.reply is not None:
+                return _handed_on(attempt.reply)
+        if attempts and all(isinstance(attempt.error, TransportClosed) for attempt in attempts):
+            text = "no endpoint offers this route of Milvus' RESTful API; use gRPC, or servers of another version"
+            return refusal(404, f"{request.verb} {request.target[:200]}: {text}\n{error}")
     code = error.code if isinstance(error, CallError) else UNEXPECTED
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
     return refusal(status, str(error), code, *((_RETRY_AFTER,) if status == 503 else ()))

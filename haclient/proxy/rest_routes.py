@@ -233,16 +233,9 @@ def route(verb: str, path: str) -> tuple[Method, str]:
 # Every success starts like this (v2; v1 says 200, which is also the code of "partition not found"), and need not be
 # parsed: Go writes the keys of a JSON object in order.
 _SUCCESS: Final = re.compile(rb'\s*\{\s*"code"\s*:\s*(?:0\s*[,}]|200\s*,\s*"data")')
-#: What an HTTP status says if there is no code of Milvus' beside it; see `_without_code`.
-_BAD_REQUEST, _UNAUTHORIZED, _NOT_FOUND, _TIMEOUT, _TOO_MANY, _INTERNAL, _UNAVAILABLE = (
-    400,
-    401,
-    404,
-    408,
-    429,
-    500,
-    503,
-)
+_NOT_FOUND, _TIMEOUT, _TOO_MANY, _INTERNAL, _UNAVAILABLE = 404, 408, 429, 500, 503
+#: The request is at fault, or not allowed, whatever the code beside it (often the catch-all).
+_REFUSED: Final = frozenset((400, 401, 403))
 
 
 def http_status(reply: Reply) -> int:
@@ -267,10 +260,10 @@ def classify(method: Method, reply: Reply, flavour: Flavour) -> Verdict:
     said = _read(body)
     if said is None:
         return _without_code(http, body)
-    # Milvus Lite serves no REST, so the numbers are Milvus'. Where a server speaks through HTTP's status as well
-    # (proxy.http.standardErrorStatus), 400 means that the request is at fault, and 503 that it may succeed later.
+    # Milvus Lite serves no REST, so the numbers are Milvus'. 503 (with proxy.http.standardErrorStatus) stands for what
+    # gRPC's status calls retriable.
     code, reason = said
-    refusal = Status(code, reason=reason, retriable=http == _UNAVAILABLE, input_error=http == _BAD_REQUEST)
+    refusal = Status(code, reason=reason, retriable=http == _UNAVAILABLE, input_error=http in _REFUSED)
     return status.judge(method.kind, refusal, Flavour.REAL) if code else OK
 
 
