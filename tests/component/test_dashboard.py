@@ -104,7 +104,13 @@ class Page:
             raise AssertionError(f"{css} never read {expected!r}; last: {self.text(css)!r}") from None
 
     def button(self, label: str) -> WebElement:
-        return next(b for b in self.all("button") if b.accessible_name == label)
+        """Wait for the button with an accessible name."""
+        script = (
+            "return [...document.querySelectorAll('button')].find(b => (b.ariaLabel ?? b.innerText) === arguments[0])"
+        )
+        found: WebElement = self.until(lambda: self.js(script, label))
+        assert found.accessible_name == label
+        return found
 
     def focused(self) -> WebElement:
         return self.driver.switch_to.active_element
@@ -265,7 +271,7 @@ def test_day(page: Page) -> None:
     page.shown()
     page.find("#range label:last-of-type").click()
     page.until(lambda: "over the last day" in page.find("#charts figure svg[role=img]").accessible_name)
-    page.until(lambda: page.js("return history[60].length") == 1_440)
+    page.until(lambda: page.js("return past[60].length") == 1_440)
 
 
 def test_level(page: Page) -> None:
@@ -304,7 +310,7 @@ def test_drain(page: Page) -> None:
     page.proxy.do(lambda b: b.gate.set())
     page.reads("#result", "fra-1 is drained: no new calls go there.")
     assert page.find("#result").aria_role == "status"
-    assert page.text("#verdict") == "Serving: 2 of 3 endpoints up"
+    page.reads("#verdict", "Serving: 2 of 3 endpoints up")
 
     page.button("Undrain endpoint fra-1 of cluster frankfurt").click()
     page.button("Undrain fra-1").click()
@@ -537,7 +543,7 @@ def test_moment(page: Page) -> None:
     page.open()
     page.shown()
     slider = page.find("#moment")
-    assert slider.get_attribute("aria-valuetext").startswith("now, p99 ")
+    assert slider.get_attribute("aria-valuetext") == "now"
     slider.send_keys(Keys.HOME)
     first = page.proxy.do(lambda b: b.history_points[1.0])[0]
     assert f"p50 {first.p50_s * 1000:.1f} ms" in slider.get_attribute("aria-valuetext")
