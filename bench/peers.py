@@ -32,7 +32,7 @@ class Peer(ServerProcess):
     """
 
     def __init__(self, folder: Path, targets: Sequence[int]) -> None:
-        super().__init__(folder, name=type(self).__name__.lower(), start_timeout_s=30)
+        super().__init__(folder, name=type(self).__name__.lower())
         self.targets = list(targets)
 
     async def check(self) -> None:
