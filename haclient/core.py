@@ -269,9 +269,11 @@ class Core:
             self._report(call, outcome, start)
 
     def _report(self, call: Call, outcome: str, start: float) -> None:
+        took_s = self.loop.time() - start
+        if self.bus.counters:
+            self.bus.count(call, outcome, took_s)
         if not self.bus.per_call and len(call.attempts) < 2:
             return
-        took_s = self.loop.time() - start
         won = winner(call)
         attempts = call.attempts
         now = self.loop.time()

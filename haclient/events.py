@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import final
+from typing import Protocol, TypeGuard, final
 
-from haclient.call import Attempt
+from haclient.call import Attempt, Call
 
 _log = logging.getLogger("haclient")
 
@@ -223,8 +223,22 @@ class Degraded(Event):
 Listener = Callable[[Event], None]
 
 
-#: The events of calls that go well; all others say that something is out of the ordinary.
+class Counter(Protocol):
+    """A listener that counts calls: told of each call once, in place of the events of every call and attempt.
+
+    Being told costs a function call; an event would have to be made first.
+    """
+
+    def __call__(self, event: Event, /) -> None:
+        """Hear of an event."""
+
+    def count(self, call: Call, outcome: str, duration_s: float) -> None:
+        """Hear of a call that has ended; see `CallFinished` for what the arguments mean."""
+
+
+#: What happens on every call that goes well; all other events say that something is out of the ordinary.
 PER_CALL = (AttemptFinished, CallFinished, Retrieved)
+_OF_CALLS = (AttemptFinished, CallFinished)
 
 
 @final
@@ -232,41 +246,63 @@ class EventBus:
     """Hands each event to every listener, in order of subscription.
 
     Attributes:
-        per_call: Whether anyone listens to the events in `PER_CALL`, so that the hot path need not build them
-            for nobody.
+        per_call: Whether anyone listens to `AttemptFinished` and `CallFinished`, so that the hot path need not build
+            them for nobody.
+        per_retrieval: The same of `Retrieved`.
+        counters: Those that count calls.
     """
 
-    __slots__ = ("_listeners", "_reported", "per_call")
+    __slots__ = ("_listeners", "_reported", "counters", "per_call", "per_retrieval")
 
     def __init__(self) -> None:
         self.per_call = False
-        self._listeners: tuple[tuple[Listener, bool], ...] = ()
+        self.per_retrieval = False
+        self.counters: tuple[Callable[[Call, str, float], None], ...] = ()
+        self._listeners: tuple[tuple[Listener | Counter, bool], ...] = ()
         self._reported: set[int] = set()
 
-    def subscribe(self, listener: Listener, *, per_call: bool = True) -> Callable[[], None]:
+    def subscribe(self, listener: Listener | Counter, *, per_call: bool = True) -> Callable[[], None]:
         """Add a listener; returns the function that removes it.
 
         Args:
-            listener: Called with each event.
+            listener: Called with each event; a `Counter` is told of calls by its ``count``.
             per_call: Send it the events in `PER_CALL` too, one or more for every call.
         """
         entry = (listener, per_call)
         self._set((*self._listeners, entry))
         return lambda: self._set(tuple(other for other in self._listeners if other is not entry))
 
-    def _set(self, listeners: tuple[tuple[Listener, bool], ...]) -> None:
+    def _set(self, listeners: tuple[tuple[Listener | Counter, bool], ...]) -> None:
         self._listeners = listeners
-        self.per_call = any(per_call for _, per_call in listeners)
+        wanted = [listener for listener, per_call in listeners if per_call]
+        self.counters = tuple([listener.count for listener in wanted if _counts(listener)])
+        self.per_call = len(self.counters) < len(wanted)
+        self.per_retrieval = bool(wanted)
+
+    def count(self, call: Call, outcome: str, duration_s: float) -> None:
+        """Tell those that count calls of one."""
+        for count in self.counters:
+            try:
+                count(call, outcome, duration_s)
+            except Exception:
+                self._complain(count)
 
     def emit(self, event: Event) -> None:
         """Hand one event to every listener that wants it."""
-        usual = isinstance(event, PER_CALL)
+        usual, of_calls = isinstance(event, PER_CALL), isinstance(event, _OF_CALLS)
         for listener, per_call in self._listeners:
-            if usual and not per_call:
+            if (usual and not per_call) or (of_calls and _counts(listener)):
                 continue
             try:
                 listener(event)
             except Exception:
-                if id(listener) not in self._reported:
-                    self._reported.add(id(listener))
-                    _log.exception("haclient listener %r raised; further errors of it are not shown", listener)
+                self._complain(listener)
+
+    def _complain(self, listener: object) -> None:
+        if id(listener) not in self._reported:
+            self._reported.add(id(listener))
+            _log.exception("haclient listener %r raised; further errors of it are not shown", listener)
+
+
+def _counts(listener: Listener | Counter) -> TypeGuard[Counter]:
+    return hasattr(listener, "count")

@@ -15,20 +15,18 @@ except ImportError as error:  # pragma: no cover - the extra is installed where 
     raise ImportError('PrometheusListener needs prometheus-client: pip install "haclient[prometheus]"') from error
 
 from haclient import events
+from haclient.call import Call
 from haclient.events import Event
 from haclient.fleet.model import FleetView
+from haclient.listeners.calls import BUCKETS, CallCounts
 from haclient.listeners.labels import (
     OTHER,
     STATES,
     Capped,
-    action_label,
     collection_name,
     method_label,
     outcome_label,
 )
-
-#: Upper bounds of the latency histogram, seconds: a cached search to a call that used up its time.
-BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 _MOST_CHILDREN: Final = 10_000
 
@@ -57,9 +55,7 @@ class PrometheusListener:
     ) -> None:
         self._collection = Capped(max_collections)
         self._endpoint = Capped(max_endpoints)
-        self._call_children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._retrieval_children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
-        self._attempt_children: dict[tuple[str, str, str], Counter] = {}
         self._states: dict[tuple[str, str], str] = {}
         self._ready: set[tuple[str, str, str]] = set()
 
@@ -69,18 +65,8 @@ class PrometheusListener:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, namespace=namespace, registry=registry)
 
-        self._calls = counter("calls_total", "Calls of the application, by what it saw.", "method", "outcome")
-        self._duration = Histogram(
-            "call_duration_seconds",
-            "Time from a call to its answer, all attempts included.",
-            ["method"],
-            namespace=namespace,
-            registry=registry,
-            buckets=BUCKETS,
-        )
-        self._attempts = counter(
-            "attempts_total", "Attempts, by what their outcome asked for.", "cluster", "endpoint", "action"
-        )
+        self._calls = CallCounts(namespace, self._endpoint)
+        registry.register(self._calls)
         self._retrievals = counter(
             "retrievals_total", "Questions asked of retrievers, by the rung that answered.", "mode", "rung", "outcome"
         )
@@ -106,15 +92,13 @@ class PrometheusListener:
             "ready", "Whether an endpoint can serve a collection.", "cluster", "endpoint", "collection"
         )
 
+    def count(self, call: Call, outcome: str, duration_s: float) -> None:
+        """Count one call and its attempts; see `haclient.events.Counter`."""
+        self._calls.count(call, outcome, duration_s)
+
     def __call__(self, event: Event) -> None:
         """Count one event."""
         match event:
-            case events.CallFinished():
-                calls, duration = self._of_call(event.method, event.outcome)
-                calls.inc()
-                duration.observe(event.duration_s)
-            case events.AttemptFinished():
-                self._of_attempt(event.cluster, event.endpoint, event.action).inc()
             case events.Retrieved():
                 retrievals, duration = self._of_retrieval(event.mode, event.rung, event.outcome)
                 retrievals.inc(event.questions)
@@ -142,16 +126,7 @@ class PrometheusListener:
                 self._forget({key for key in self._states if key[1] in event.removed})
                 self._forget_ready({key for key in self._ready if key[1] in event.removed})
 
-    # The events of every call: looking labels up anew each time would cost more than counting.
-
-    def _of_call(self, method: str, outcome: str) -> tuple[Counter, Histogram]:
-        found = self._call_children.get((method, outcome))
-        if found is None:
-            label = method_label(method)
-            found = self._calls.labels(label, outcome_label(outcome)), self._duration.labels(label)
-            if len(self._call_children) < _MOST_CHILDREN:
-                self._call_children[method, outcome] = found
-        return found
+    # What happens often: looking labels up anew each time would cost more than counting.
 
     def _of_retrieval(self, mode: str, rung: str, outcome: str) -> tuple[Counter, Histogram]:
         found = self._retrieval_children.get((mode, rung, outcome))
@@ -160,14 +135,6 @@ class PrometheusListener:
             found = labels, self._retrieval_duration.labels(mode)
             if len(self._retrieval_children) < _MOST_CHILDREN:
                 self._retrieval_children[mode, rung, outcome] = found
-        return found
-
-    def _of_attempt(self, cluster: str, endpoint: str, action: str) -> Counter:
-        found = self._attempt_children.get((cluster, endpoint, action))
-        if found is None:
-            found = self._attempts.labels(cluster, self._endpoint(endpoint), action_label(action))
-            if len(self._attempt_children) < _MOST_CHILDREN:
-                self._attempt_children[cluster, endpoint, action] = found
         return found
 
     def observe(self, view: FleetView) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Final, final
 
-from haclient.events import CallFinished, Event, FailedOver, HedgeStarted, RetryScheduled
+from haclient.call import Call
+from haclient.events import Event, FailedOver, HedgeStarted, RetryScheduled
 from haclient.proxy.report import LATENCY_BOUNDS_S, Totals
 
 #: Outcomes that are the request's own fault; see `haclient.events.CallFinished`.
@@ -34,19 +35,18 @@ class Tally:
     def __call__(self, event: Event) -> None:
         """Count one event."""
         kind = type(event)
-        if kind is CallFinished:
-            self.count(event.outcome, event.duration_s)  # type: ignore[attr-defined]
-        elif kind is HedgeStarted:
+        if kind is HedgeStarted:
             self._hedges += 1
         elif kind is RetryScheduled:
             self._retries += 1
         elif kind is FailedOver:
             self._failovers += 1
 
-    def count(self, outcome: str, duration_s: float) -> None:
+    def count(self, call: Call, outcome: str, duration_s: float) -> None:
         """Count one call; one that its client gave up says nothing, and is left out.
 
         Args:
+            call: The call.
             outcome: See `haclient.events.CallFinished`.
             duration_s: From the request to the answer, seconds.
         """

@@ -236,7 +236,7 @@ class Retriever:
             outcome = type(error).__name__
             raise
         finally:
-            if self._host.bus.per_call:
+            if self._host.bus.per_retrieval:
                 now = time.monotonic()
                 self._host.bus.emit(
                     Retrieved(

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from haclient import events
+from haclient.call import Action, Attempt, Call, Kind, Method
 from haclient.fleet.model import ClusterView, EndpointView, FleetView, State
 from haclient.listeners.prometheus import PrometheusListener
 
@@ -22,11 +23,9 @@ def listener(registry):
     return PrometheusListener(registry)
 
 
-def call(method="Search", outcome="ok", duration_s=0.02):
-    return events.CallFinished(
-        at=0.0, method=method, kind="read", collection="docs", outcome=outcome, duration_s=duration_s, attempts=1,
-        hedges=0, **A,
-    )  # fmt: skip
+def call(method="Search", *attempts):
+    tries = [Attempt(endpoint, "a", 0.0, action=action) for endpoint, action in attempts]
+    return Call(Method(method, f"/s/{method}", Kind.READ), b"", (), 1.0, attempts=tries)
 
 
 def changed(after, endpoint="e1", cluster="a"):
@@ -50,14 +49,66 @@ def view(*names, state="up", **ready):
 
 def test_calls(registry, listener):
     """By method and outcome, with a histogram of their time."""
-    for one in (call(), call(), call(outcome="Unavailable"), call("Query", duration_s=3.0)):
-        listener(one)
+    for name, outcome, took_s in (("Search", "ok", 0.02), ("Search", "ok", 0.02), ("Search", "Unavailable", 0.02)):
+        listener.count(call(name), outcome, took_s)
+    listener.count(call("Query"), "ok", 3.0)
     value = registry.get_sample_value
     assert value("haclient_calls_total", {"method": "Search", "outcome": "ok"}) == 2
     assert value("haclient_calls_total", {"method": "Search", "outcome": "Unavailable"}) == 1
     assert value("haclient_call_duration_seconds_count", {"method": "Search"}) == 3
     assert value("haclient_call_duration_seconds_bucket", {"method": "Query", "le": "2.5"}) == 0
     assert value("haclient_call_duration_seconds_bucket", {"method": "Query", "le": "5.0"}) == 1
+
+
+def test_attempts(registry, listener):
+    """Every attempt of a call, by what its outcome asked for; one still under way has been given up."""
+    listener.count(call("Search", ("e1", Action.FAILOVER), ("e2", Action.OK), ("e3", None)), "ok", 0.02)
+    listener.count(call("Search", ("e2", Action.OK)), "ok", 0.02)
+    found = {(s.labels["endpoint"], s.labels["action"]): s.value for s in samples(registry, "haclient_attempts_total")}
+    assert found == {("e1", "failover"): 1, ("e2", "ok"): 2, ("e3", "cancelled"): 1}
+
+
+def test_calls_are_told_once(registry, listener):
+    """On a bus nobody makes events of calls for a listener that counts them; removed, it hears of nothing."""
+    bus = events.EventBus()
+    stop = bus.subscribe(listener)
+    assert not bus.per_call
+    assert bus.per_retrieval
+    bus.count(call(), "ok", 0.02)
+    bus.emit(
+        events.CallFinished(
+            at=0.0,
+            method="Search",
+            kind="read",
+            collection="c",
+            outcome="ok",
+            duration_s=0.1,
+            attempts=1,
+            hedges=0,
+            **A,
+        )
+    )
+    stop()
+    bus.count(call(), "ok", 0.02)
+    assert registry.get_sample_value("haclient_calls_total", {"method": "Search", "outcome": "ok"}) == 1
+
+
+def test_a_counter_that_raises_disturbs_nobody(caplog):
+    """It is reported once."""
+
+    class Broken:
+        def count(self, call, outcome, duration_s):
+            raise ZeroDivisionError
+
+        def __call__(self, event): ...
+
+    bus, seen = events.EventBus(), []
+    bus.subscribe(Broken())
+    bus.subscribe(seen.append)
+    assert bus.per_call
+    bus.count(call(), "ok", 0.02)
+    bus.count(call(), "ok", 0.02)
+    assert len(caplog.records) == 1
 
 
 def test_retrievals(registry, listener):
@@ -85,11 +136,6 @@ def test_retrievals(registry, listener):
         (events.CallQuarantined(at=0.0, method="Search", collection="c", fingerprint="f", for_s=1.0), "quarantined", {"method": "Search"}),
         (events.DataAlarm(at=0.0, collection="c", reason="", **A), "data_alarms", A),
         (events.ConfigRejected(at=0.0, reason=""), "config_rejected", {}),
-        (
-            events.AttemptFinished(at=0.0, method="Search", action="failover", duration_s=1.0, hedge=False, reason="", **A),
-            "attempts",
-            {**A, "action": "failover"},
-        ),
     ],
 )  # fmt: skip
 def test_counters(registry, listener, event, name, labels):
@@ -141,12 +187,9 @@ def test_labels_are_bounded(registry):
     """Nothing that an application or a server makes up grows a metric."""
     listener = PrometheusListener(registry, max_collections=3, max_endpoints=4)
     for i in range(50):
-        listener(call(method=f"M{i}", outcome=f"o{i}"))
+        listener.count(call(f"M{i}", (f"e{i}", Action.OK)), f"o{i}", 0.02)
         listener(ready(f"c{i}", True))
         listener(changed("up", endpoint=f"e{i}"))
-        listener(events.AttemptFinished(
-            at=0.0, cluster="a", endpoint=f"e{i}", method="M", action=f"a{i}", duration_s=0.0, hedge=False, reason=""
-        ))  # fmt: skip
     assert [s.labels for s in samples(registry, "haclient_calls_total")] == [{"method": "other", "outcome": "other"}]
     assert {s.labels["collection"] for s in samples(registry, "haclient_ready")} == {"c0", "c1", "c2"}
     endpoints = {s.labels["endpoint"] for s in samples(registry, "haclient_endpoint_state")}
@@ -156,7 +199,7 @@ def test_labels_are_bounded(registry):
 
 def test_exposition_is_readable(registry, listener):
     """What a Prometheus server would read."""
-    listener(call())
+    listener.count(call("Search", ("e1", Action.OK)), "ok", 0.02)
     listener(changed("down"))
     text = generate_latest(registry).decode()
     names = {family.name for family in text_string_to_metric_families(text)}

@@ -2,11 +2,13 @@
 
 import pytest
 
+from haclient.call import Call, Kind, Method
 from haclient.proxy.history import Timeline
 from haclient.proxy.report import Totals
 from haclient.proxy.totals import Tally
 
 START = 1_000_000.0
+CALL = Call(Method("Search", "/s/Search", Kind.READ), b"", (), 1.0)
 
 
 class Day:
@@ -35,8 +37,8 @@ def test_a_point_is_what_happened_since_the_one_before():
     tally = Tally()
     timeline = Timeline(START, tally.totals(0))
     for _ in range(100):
-        tally.count("ok", 0.010)
-    tally.count("Unavailable", 2.0)
+        tally.count(CALL, "ok", 0.010)
+    tally.count(CALL, "Unavailable", 2.0)
     timeline.add(START + 1, tally.totals(shed=3))
     timeline.add(START + 2, tally.totals(shed=3))
     busy, quiet = timeline.points(1.0)

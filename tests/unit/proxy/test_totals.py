@@ -4,16 +4,12 @@ import random
 
 import pytest
 
-from haclient.events import AttemptFinished, CallFinished, FailedOver, HedgeStarted, RetryScheduled
+from haclient.call import Call, Kind, Method
+from haclient.events import AttemptFinished, FailedOver, HedgeStarted, RetryScheduled
 from haclient.proxy.report import LATENCY_BOUNDS_S, Totals
 from haclient.proxy.totals import Tally, add, difference, quantile
 
-
-def finished(outcome, duration_s=0.01):
-    return CallFinished(
-        at=0.0, method="Search", kind="read", collection="c", outcome=outcome, duration_s=duration_s,
-        cluster="a", endpoint="a", attempts=1, hedges=0,
-    )  # fmt: skip
+CALL = Call(Method("Search", "/s/Search", Kind.READ), b"", (), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +29,7 @@ def finished(outcome, duration_s=0.01):
 def test_a_call_counts_once_and_by_what_its_client_saw(outcome, field):
     """What is the request's own fault is refused; whatever else is not an answer has failed."""
     tally = Tally()
-    tally(finished(outcome))
+    tally.count(CALL, outcome, 0.01)
     totals = tally.totals(shed=0)
     assert totals.model_dump(exclude={"latency"}) == Totals(**{field: 1}).model_dump(exclude={"latency"})
     assert sum(totals.latency) == 1
@@ -41,7 +37,7 @@ def test_a_call_counts_once_and_by_what_its_client_saw(outcome, field):
 
 def test_a_call_given_up_by_its_client_says_nothing():
     tally = Tally()
-    tally(finished("cancelled"))
+    tally.count(CALL, "cancelled", 0.01)
     assert add([tally.totals(shed=0)]) == add([])
 
 
@@ -64,17 +60,17 @@ def test_what_is_done_for_a_call_is_counted_apart():
 def test_a_latency_belongs_to_the_first_bound_that_is_not_below_it():
     tally = Tally()
     for bound in LATENCY_BOUNDS_S:
-        tally.count("ok", bound)
-    tally.count("ok", LATENCY_BOUNDS_S[-1] * 2)
+        tally.count(CALL, "ok", bound)
+    tally.count(CALL, "ok", LATENCY_BOUNDS_S[-1] * 2)
     assert tally.totals(shed=0).latency == [1] * (len(LATENCY_BOUNDS_S) + 1)
 
 
 def test_totals_add_up_and_their_difference_takes_apart():
     """A worker that has not counted yet has no entries of latency."""
     tally = Tally()
-    tally.count("ok", 0.01)
+    tally.count(CALL, "ok", 0.01)
     before = add([tally.totals(shed=1), Totals()])
-    tally.count("Unavailable", 3.0)
+    tally.count(CALL, "Unavailable", 3.0)
     after = add([tally.totals(shed=4), Totals()])
     between = difference(after, before)
     assert (between.ok, between.failed, between.shed, sum(between.latency)) == (0, 1, 3, 1)
@@ -87,7 +83,7 @@ def test_a_quantile_is_within_the_entry_that_holds_it():
     took = sorted(rng.lognormvariate(-5.0, 1.0) for _ in range(2_000))
     tally = Tally()
     for each in took:
-        tally.count("ok", each)
+        tally.count(CALL, "ok", each)
     latency = tally.totals(shed=0).latency
     for share in (0.01, 0.5, 0.9, 0.99, 1.0):
         exact = took[max(0, int(share * len(took)) - 1)]
