@@ -5,13 +5,14 @@ Decision made here: everything is checked at once, before anything is sent. A mi
 and what to write instead. Secrets are never shown: credentials are `pydantic.SecretStr`, URIs are redacted.
 
 Sources, strongest first: arguments, ``HACLIENT_CONFIG`` or ``HACLIENT_URI``, ``MILVUS_URI`` (what pymilvus
-reads), ``http://localhost:19530``. In a file (or a dict, which has the same grammar) ``${NAME}`` in ``token``,
-``user`` and ``password`` is replaced by the environment variable and ``$$`` is a dollar sign; arguments are
-taken literally, as pymilvus takes them.
+reads), ``http://localhost:19530``. In a file (or a dict, which has the same grammar) ``${NAME}`` in what is
+secret (``token``, ``user``, ``password``, ``admin_token``, ``tokens``) is replaced by the environment variable
+and ``$$`` is a dollar sign; arguments are taken literally, as pymilvus takes them.
 
     address     what a URI says
     problems    from mistakes to lines of text
     sources     URIs, files and dicts, rewritten into the models' grammar
+    pem         whether files that TLS needs can be used
     section     what every table is
     cluster     clusters and endpoints
     sections    time-outs, health, breaker, hedge, retry, wire

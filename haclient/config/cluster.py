@@ -1,21 +1,16 @@
-"""Clusters and their endpoints: addresses, credentials, TLS.
-
-Decision made here: files that TLS needs are read at once, so that a wrong one is a `ConfigError` and no failed call.
-"""
+"""Clusters and their endpoints: addresses, credentials, TLS."""
 
 from __future__ import annotations
 
 import base64
 import re
-import ssl
 import string
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from haclient.config import sources
+from haclient.config import pem, sources
 from haclient.config.address import DEFAULT_PORT, EXAMPLE_URI, Address, parse_uri, redact
 from haclient.config.problems import Problem, fail, fail_all
 from haclient.config.section import Section, duplicates
@@ -173,44 +168,26 @@ class ClusterConfig(Section):
         return self
 
     def _tls_problems(self) -> list[Problem]:
-        problems: list[Problem] = []
-        given = [key for key in sources.TLS_FILES if getattr(self, key)]
-        for key in given:
-            try:
-                text = Path(getattr(self, key)).read_bytes()
-            except OSError as error:
-                why = error.strerror or type(error).__name__
-                problems.append(((key,), f'cannot read "{getattr(self, key)}" ({why}); write the path of a PEM file'))
-                continue
-            wanted = b"PRIVATE KEY-----" if key == "client_key_path" else b"-----BEGIN CERTIFICATE-----"
-            if wanted not in text:
-                kind = "private key" if key == "client_key_path" else "certificate"
-                problems.append(((key,), f'"{getattr(self, key)}" holds no {kind} in PEM form; write the path of one'))
+        files = {key: getattr(self, key) for key in sources.TLS_FILES}
+        problems = pem.unreadable(files, "client_key_path")
         if bool(self.client_pem_path) != bool(self.client_key_path):
             missing = "client_key_path" if self.client_pem_path else "client_pem_path"
             problems.append(((missing,), "is missing: mutual TLS needs a certificate and its key; write both paths"))
         if self.ca_pem_path and self.server_pem_path:
             problems.append(((("server_pem_path"),), "is given together with ca_pem_path; write only one of them"))
+        given = [key for key, path in files.items() if path]
         if (given or self.server_name) and not any(e.secure for e in self.endpoints):
             key = given[0] if given else "server_name"
             problems.append(((key,), "is given but nothing uses TLS; write secure = true, or https:// endpoints"))
         return problems or self._try_tls_files()
 
     def _try_tls_files(self) -> list[Problem]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         for key in ("ca_pem_path", "server_pem_path"):
-            if path := getattr(self, key):
-                try:
-                    context.load_verify_locations(path)
-                except (OSError, ValueError):
-                    return [((key,), f'"{path}" holds no certificate that can be read; write the path of a PEM file')]
+            path = getattr(self, key)
+            if path and (problems := pem.broken_authorities(key, path)):
+                return problems
         if self.client_pem_path:
-            try:
-                # The empty pass phrase keeps OpenSSL from asking for one on the terminal.
-                context.load_cert_chain(self.client_pem_path, self.client_key_path, password="")
-            except (OSError, ValueError):
-                what = f'"{self.client_key_path}" is not the key of "{self.client_pem_path}", or has a pass phrase'
-                return [(("client_key_path",), f"{what}; write the paths of a matching pair without a pass phrase")]
+            return pem.broken_pair("client_key_path", self.client_pem_path, self.client_key_path)
         return []
 
     def authorization(self) -> str | None:

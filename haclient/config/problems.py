@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from haclient.errors import ConfigError
 
-SECRET_KEYS = frozenset({"token", "user", "password"})
+SECRET_KEYS = frozenset({"token", "user", "password", "admin_token", "tokens"})
 
 Loc: TypeAlias = tuple[str | int, ...]
 Problem: TypeAlias = tuple[Loc, str]
@@ -155,7 +155,8 @@ def _example(loc: Loc, field: FieldInfo | None) -> str:
     if field is None:
         return "see examples/haclient.toml"
     if key in SECRET_KEYS:
-        return f'write for example {key} = "${{MILVUS_{key.upper()}}}"'
+        secret = f'"${{MILVUS_{key.upper()}}}"'
+        return f"write for example {key} = {f'[{secret}]' if field.default == () else secret}"
     if (inner := _model_in(field.annotation)) and not field.examples:
         many = isinstance(field.default, tuple) or field.is_required()
         name = key_path(part for part in loc if isinstance(part, str))

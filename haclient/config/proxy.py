@@ -7,6 +7,7 @@ from typing import Final, Literal, Self, final
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from haclient.config import pem, sources
 from haclient.config.problems import Problem, fail, fail_all
 from haclient.config.section import Count, Seconds, Section
 
@@ -28,6 +29,15 @@ class ProxyTLS(Section):
     def _agree(self) -> Self:
         if not self.cert_file and (self.key_file or self.client_ca_file):
             raise fail_all([(("cert_file",), "is missing; write the PEM file of the proxy's certificate")])
+        files = {key: getattr(self, key) for key in sources.PROXY_TLS_FILES}
+        problems = pem.unreadable(files, "key_file")
+        if self.cert_file and not problems:
+            key = self.key_file or self.cert_file
+            problems = pem.broken_pair("key_file" if self.key_file else "cert_file", self.cert_file, key)
+            if self.client_ca_file:
+                problems += pem.broken_authorities("client_ca_file", self.client_ca_file)
+        if problems:
+            raise fail_all(problems)
         return self
 
 

@@ -21,6 +21,7 @@ from haclient.config.problems import SECRET_KEYS, Loc, Problem, config_error, ke
 from haclient.errors import ConfigError
 
 TLS_FILES = ("ca_pem_path", "client_pem_path", "client_key_path", "server_pem_path")
+PROXY_TLS_FILES = ("cert_file", "key_file", "client_ca_file")
 TLS_ARGUMENTS = frozenset({"secure", "server_name", *TLS_FILES})
 ACCESS_ARGUMENTS = frozenset({"user", "password", "token", "db_name"})
 
@@ -211,9 +212,11 @@ def from_mapping(data: Mapping[str, Any], label: str, source: Path | None, overr
     if "source" in raw:
         del raw["source"]
         problems.append((("source",), "is not a key to be set; leave it out"))
+    base = None if source is None else source.parent
+    if "proxy" in raw:
+        raw["proxy"] = _prepare_proxy(raw["proxy"], base, problems)
     clusters = raw.get("clusters")
     if isinstance(clusters, list | tuple):
-        base = None if source is None else source.parent
         raw["clusters"] = tuple(_prepare_cluster(c, ("clusters", i), base, problems) for i, c in enumerate(clusters))
     for name, value in overrides.items():
         raw[name] = merged(raw.get(name), value)
@@ -235,17 +238,43 @@ def _prepare_cluster(cluster: object, loc: Loc, base: Path | None, problems: lis
     """Put environment variables into credentials and make the file's relative paths absolute."""
     if not isinstance(cluster, Mapping):
         return cluster
-    ready = dict(cluster)
-    for key in SECRET_KEYS & ready.keys():
-        if isinstance(ready[key], str):
-            ready[key] = _expand(ready[key], (*loc, key), problems)
+    ready = _expanded(cluster, loc, problems)
     if base is not None:
-        for key in TLS_FILES:
-            if isinstance(ready.get(key), str) and ready[key]:
-                ready[key] = str(base / Path(ready[key]).expanduser())
+        _make_absolute(ready, TLS_FILES, base)
         if isinstance(ready.get("endpoints"), list):
             ready["endpoints"] = [_prepare_endpoint(endpoint, base) for endpoint in ready["endpoints"]]
     return ready
+
+
+def _prepare_proxy(proxy: object, base: Path | None, problems: list[Problem]) -> object:
+    """Do the same for the proxy's own tokens and files."""
+    if not isinstance(proxy, Mapping):
+        return proxy
+    ready = _expanded(proxy, ("proxy",), problems)
+    if base is not None and isinstance(ready.get("tls"), Mapping):
+        ready["tls"] = dict(ready["tls"])
+        _make_absolute(ready["tls"], PROXY_TLS_FILES, base)
+    return ready
+
+
+def _expanded(table: Mapping[str, Any], loc: Loc, problems: list[Problem]) -> dict[str, Any]:
+    ready = dict(table)
+    for key in SECRET_KEYS & ready.keys():
+        value = ready[key]
+        if isinstance(value, str):
+            ready[key] = _expand(value, (*loc, key), problems)
+        elif isinstance(value, list | tuple):
+            ready[key] = [
+                _expand(each, (*loc, key, i), problems) if isinstance(each, str) else each
+                for i, each in enumerate(value)
+            ]
+    return ready
+
+
+def _make_absolute(table: dict[str, Any], keys: Sequence[str], base: Path) -> None:
+    for key in keys:
+        if isinstance(table.get(key), str) and table[key]:
+            table[key] = str(base / Path(table[key]).expanduser())
 
 
 def _prepare_endpoint(endpoint: object, base: Path) -> object:

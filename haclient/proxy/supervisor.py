@@ -23,7 +23,7 @@ from typing import Any, Final, final
 from haclient import __version__
 from haclient.config import Config
 from haclient.config.proxy import host_and_port
-from haclient.config.sources import TLS_FILES
+from haclient.config.sources import PROXY_TLS_FILES, TLS_FILES
 from haclient.errors import ConfigError
 from haclient.fleet.model import State
 from haclient.host import stamp
@@ -289,8 +289,7 @@ class Supervisor:
 
 def _stamps(config: Config) -> dict[str, object]:
     """Return what changes when a file of the configuration is written anew, by path."""
-    tls = config.proxy.tls
-    paths = [tls.cert_file, tls.key_file, tls.client_ca_file]
+    paths = [getattr(config.proxy.tls, key) for key in PROXY_TLS_FILES]
     paths += [getattr(cluster, key) for cluster in config.clusters for key in TLS_FILES]
     if config.source is not None:
         paths.append(str(config.source))

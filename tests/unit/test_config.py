@@ -7,7 +7,21 @@ from pathlib import Path
 import pytest
 import trustme
 
-from haclient.config import Breaker, ClusterConfig, Config, EndpointConfig, Health, Hedge, Retry, Timeouts, Wire, redact
+from haclient.config import (
+    Breaker,
+    ClusterConfig,
+    Config,
+    EndpointConfig,
+    Health,
+    Hedge,
+    Proxy,
+    ProxyLimits,
+    ProxyTLS,
+    Retry,
+    Timeouts,
+    Wire,
+    redact,
+)
 from haclient.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +51,7 @@ def written(tmp_path, text):
         ("hedge", Hedge()),
         ("retry", Retry()),
         ("wire", Wire()),
+        ("proxy", Proxy()),
     ],
 )
 def test_example_file_shows_the_defaults(section, default):
@@ -57,13 +72,15 @@ def test_example_file_means_what_its_comments_say():
 
 
 @pytest.mark.parametrize(
-    "model", [Config, ClusterConfig, Timeouts, Health, Breaker, Hedge, Retry, Wire], ids=lambda m: m.__name__
+    "model",
+    [Config, ClusterConfig, Timeouts, Health, Breaker, Hedge, Retry, Wire, Proxy, ProxyTLS, ProxyLimits],
+    ids=lambda m: m.__name__,
 )
 def test_every_field_is_in_the_example(model):
     """No key is left for the reader to find in the source."""
     text = (ROOT / "examples/haclient.toml").read_text()
     for name in set(model.model_fields) - {"source", "clusters"}:
-        assert f"{name} =" in text or f"[{name}]" in text or f"[[health.{name}]]" in text, name
+        assert f"{name} =" in text or f"{name}]" in text, name
 
 
 def test_every_field_of_every_table_has_a_doc_comment():
@@ -248,6 +265,28 @@ def test_mutual_tls_files(tmp_path):
         server_name="x",
     )
     assert config.clusters[0].ca_pem_path == str(tmp_path / "ca.pem")
+
+
+def test_the_proxys_secrets_and_files(tmp_path, monkeypatch):
+    """Tokens come from the environment, paths start at the file, and a key may be in the certificate's file."""
+    ca = trustme.CA()
+    pair = ca.issue_cert("proxy.example")
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    pair.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    monkeypatch.setenv("HA_ADMIN", "adm$in")
+    monkeypatch.setenv("HA_ONE", "one")
+    path = written(
+        tmp_path,
+        '[[cluster]]\nname="a"\nendpoints=["a:1"]\n[proxy]\nadmin = "0.0.0.0:9091"\nadmin_token = "${HA_ADMIN}"\n'
+        'tokens = ["${HA_ONE}", "user:$$"]\n[proxy.tls]\ncert_file = "both.pem"\nclient_ca_file = "ca.pem"\n',
+    )
+    monkeypatch.chdir("/")
+    proxy = Config.from_file(path).proxy
+    assert proxy.admin_token.get_secret_value() == "adm$in"
+    assert [token.get_secret_value() for token in proxy.tokens] == ["one", "user:$"]
+    assert proxy.tls.cert_file == str(tmp_path / "both.pem")
+    assert proxy.tls.client_ca_file == str(tmp_path / "ca.pem")
+    assert "adm$in" not in repr(proxy)
 
 
 def test_canary(tmp_path):

@@ -11,7 +11,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from haclient.config import ClusterConfig, Config, EndpointConfig
+from haclient.config import ClusterConfig, Config, EndpointConfig, ProxyTLS
 from haclient.errors import ConfigError
 
 
@@ -113,6 +113,18 @@ FILES = [
     (A + 'server_pem_path = "/"\nsecure = true', 'cluster[0].server_pem_path: cannot read "/" (Is a directory); write the path of a PEM file'),
     (A + 'ca_pem_path = "/etc/hostname"\nsecure = true', 'cluster[0].ca_pem_path: "/etc/hostname" holds no certificate in PEM form; write the path of one'),
     (A + 'server_name = "x"', "cluster[0].server_name: is given but nothing uses TLS; write secure = true, or https:// endpoints"),
+    # the proxy
+    (A + '[proxy]\nadmin_token = "${NOT_SET}"', "proxy.admin_token: the environment variable NOT_SET is not set; set it, or write $$ for a dollar sign"),
+    (A + '[proxy]\ntokens = ["x", "a$b"]', "proxy.tokens[1]: has a dollar sign that starts no ${NAME}; write $$ for the sign itself"),
+    (A + "[proxy]\nadmin_token = 12345", 'proxy.admin_token: must be a string, got a number; write for example admin_token = "${MILVUS_ADMIN_TOKEN}"'),
+    (A + '[proxy]\ntokens = "x"', 'proxy.tokens: must be a list, got a string; write for example tokens = ["${MILVUS_TOKENS}"]'),
+    (A + "[proxy]\ntokens = [12345]", 'proxy.tokens[0]: must be a string, got a number; write for example tokens = ["${MILVUS_TOKENS}"]'),
+    (A + '[proxy]\ntokens = [""]', "proxy.tokens: one of them is empty; write the token, or leave it out"),
+    (A + '[proxy]\nlisten = "19530"', 'proxy.listen: "19530" is not host:port; write for example "0.0.0.0:19530"'),
+    (A + '[proxy]\nadmin = "0.0.0.0:9091"', 'proxy.admin: "0.0.0.0:9091" can be reached by others, and there is no admin_token; write one, or admin = "127.0.0.1:9091"'),
+    (A + '[proxy.tls]\nkey_file = "k.pem"', "proxy.tls.cert_file: is missing; write the PEM file of the proxy's certificate"),
+    (A + '[proxy.tls]\ncert_file = "/no/such.pem"', 'proxy.tls.cert_file: cannot read "/no/such.pem" (No such file or directory); write the path of a PEM file'),
+    (A + '[proxy.tls]\ncert_file = "/etc/hostname"', 'proxy.tls.cert_file: "/etc/hostname" holds no certificate in PEM form; write the path of one'),
     # probes
     (A + 'healthz_url = "http://{hots}/"', 'cluster[0].healthz_url: knows only {host} and {port} in braces; write for example "http://{host}:9091/healthz"'),
     (A + 'healthz_url = "http://{host"', 'cluster[0].healthz_url: has a brace that is not closed; write for example "http://{host}:9091/healthz"'),
@@ -212,7 +224,7 @@ def test_bad_uris(uri, problem):
 
 ARGUMENTS = [
     ({"zone": 1}, 'zone: must be a string, got 1; write for example zone = "...", or leave it out'),
-    ({"tokn": "x"}, "tokn: unknown key; the keys here are cluster, zone, database, replication, timeouts, health, breaker, hedge, retry, wire"),
+    ({"tokn": "x"}, "tokn: unknown key; the keys here are cluster, zone, database, replication, timeouts, health, breaker, hedge, retry, wire, proxy"),
     ({"helth": {}}, "helth: unknown key; did you mean health?"),
     ({"token": 5}, 'token: must be a string, got a number; write token="..."'),
     ({"secure": "yes"}, "secure: must be true or false, got a string; write for example secure = false"),
@@ -305,6 +317,13 @@ def test_certificates_that_do_not_match(tmp_path):
     )
     both = error_of(Config.from_uri, "https://a", ca_pem_path=cert, server_pem_path=cert)
     assert both == "arguments: server_pem_path: is given together with ca_pem_path; write only one of them"
+    for files, field in (
+        ({"cert_file": str(cert), "key_file": str(key)}, "key_file"),
+        ({"cert_file": str(cert)}, "cert_file"),
+    ):
+        problem = error_of(ProxyTLS, **files)
+        assert problem.startswith(f"ProxyTLS: {field}: ")
+        assert problem.endswith("has a pass phrase; write the paths of a matching pair without a pass phrase")
     broken = tmp_path / "broken.pem"
     broken.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     assert error_of(Config.from_uri, "https://a", ca_pem_path=broken) == (
