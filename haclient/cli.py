@@ -202,7 +202,7 @@ def proxy(
 
     The options win over [proxy] of the file, where the rest is. Without --config and --uri, HACLIENT_CONFIG,
     HACLIENT_URI and MILVUS_URI say which servers. Runs until SIGTERM or Ctrl-C; SIGHUP reads the configuration
-    again. The exit code is 0 if it ended well, 2 if the input is wrong.
+    again. The exit code is 0 if every call under way was finished, 1 if some were cut off, 2 if the input is wrong.
     """
     try:
         from haclient.proxy import supervisor  # noqa: PLC0415 - the web framework, for this command alone
