@@ -32,6 +32,9 @@ from haclient.wire.tls import client_context
 _KEEP_S: Final = 4.0
 #: What h11 calls a first line that starts with a control character, as HTTP/2's first frame and a TLS alert do.
 _NOT_HTTP1: Final = "illegal request line"
+#: A longer body is not sent to an endpoint of which it is not known that it speaks HTTP/1.1: one that does not hangs up
+#: on the rest of it, which loses its first frame and would look like a crash.
+_SHORT: Final = 64 << 10
 
 
 def with_rest(connect: Connect, config: Config, loop: asyncio.AbstractEventLoop) -> Connect:
@@ -94,6 +97,8 @@ class RestTransport:
     ) -> None:
         self._loop = loop
         self._closed = False
+        #: It has answered in HTTP/1.1.
+        self._met = False
         self._exchanges: dict[asyncio.Task[None], Exchange] = {}
         self._most_bytes = config.wire.max_message_bytes
         authorization = cluster.authorization()
@@ -158,11 +163,9 @@ class RestTransport:
 
     async def _ask(self, request: httpx.Request) -> Outcome:
         try:
-            response = await self._http.handle_async_request(request)
-            try:
-                return await self._take(response)
-            finally:
-                await response.aclose()
+            if not self._met and len(request.content) > _SHORT:
+                await self._exchange(httpx.Request("OPTIONS", self._url, extensions=self._options))
+            return await self._exchange(request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             if _in_tls(error):
                 return TransportClosed(f"no REST here: the TLS handshake for HTTP/1.1 failed: {_text(error)}")
@@ -173,6 +176,14 @@ class RestTransport:
             return ConnectionLost(f"the connection ended before the answer did: {_text(error)}", sent=True)
         except httpx.HTTPError as error:
             return ProtocolError(f"this is not HTTP: {_text(error)}", sent=True)
+
+    async def _exchange(self, request: httpx.Request) -> Outcome:
+        response = await self._http.handle_async_request(request)
+        self._met = True
+        try:
+            return await self._take(response)
+        finally:
+            await response.aclose()
 
     async def _take(self, response: httpx.Response) -> Outcome:
         """Read the answer, and hand it on as the core knows it."""
