@@ -19,6 +19,9 @@ from haclient.wire.server import IncomingStream, ServerConnection
 _DECODERS = {"gzip": 31, "deflate": 15}
 #: What a client may compress with: the value of ``grpc-accept-encoding``.
 ACCEPTED = ",".join(["identity", *_DECODERS])
+_TOO_MANY = "more than one message in a unary call"
+#: Decompressed at a time, so that the memory is asked for before it is taken.
+_PIECE_BYTES = 1 << 20
 
 
 class GatheredStream(IncomingStream):
@@ -101,15 +104,19 @@ class IncomingCall(GatheredStream):
         raise NotImplementedError
 
     def on_part(self) -> bool:
-        """Refuse what is too large before it has come."""
+        """Refuse what is too large before it has come, and what is more than was announced."""
         if len(self.body) < PREFIX_SIZE:
             return True
         length = PREFIX.unpack_from(self.body)[1]
         limit = self.connection.limits.max_message_bytes
-        if length <= limit:
-            return True
-        self.refuse(grpc.RESOURCE_EXHAUSTED, f"the request has {length} bytes; [wire] max_message_bytes allows {limit}")
-        return False
+        if length > limit:
+            text = f"the request has {length} bytes; [wire] max_message_bytes allows {limit}"
+            self.refuse(grpc.RESOURCE_EXHAUSTED, text)
+            return False
+        if len(self.body) > length + PREFIX_SIZE:
+            self.refuse(grpc.INTERNAL, _TOO_MANY)
+            return False
+        return True
 
     def on_whole(self) -> None:
         """Cut the message out of the body."""
@@ -120,7 +127,7 @@ class IncomingCall(GatheredStream):
         compressed, length = PREFIX.unpack_from(body)
         if length + PREFIX_SIZE != len(body):
             less = len(body) < length + PREFIX_SIZE
-            self.refuse(grpc.INTERNAL, "the request is cut short" if less else "more than one message in a unary call")
+            self.refuse(grpc.INTERNAL, "the request is cut short" if less else _TOO_MANY)
             return
         self.body = b""
         message = body[PREFIX_SIZE:] if type(body) is bytes else bytes(memoryview(body)[PREFIX_SIZE:])
@@ -139,19 +146,25 @@ class IncomingCall(GatheredStream):
             self.refuse(grpc.UNIMPLEMENTED, f"grpc-encoding {name!r} is not known here; use one of {ACCEPTED}")
             return None
         decoder = zlib.decompressobj(bits)
-        try:
-            plain = decoder.decompress(message, limit + 1)
-        except zlib.error:
-            self.refuse(grpc.INTERNAL, f"the request is no valid {name}")
-            return None
-        if len(plain) > limit:
-            text = f"the request has more than {limit} bytes when decompressed, which is all max_message_bytes allows"
-            self.refuse(grpc.RESOURCE_EXHAUSTED, text)
-            return None
-        if not decoder.eof:
-            self.refuse(grpc.INTERNAL, f"the request is no whole {name}")
-            return None
-        return plain if self.grow(len(plain) - len(message)) else None
+        plain, rest = bytearray(), message
+        while not decoder.eof:
+            try:
+                piece = decoder.decompress(rest, _PIECE_BYTES)
+            except zlib.error:
+                self.refuse(grpc.INTERNAL, f"the request is no valid {name}")
+                return None
+            if not piece and not decoder.eof:
+                self.refuse(grpc.INTERNAL, f"the request is no whole {name}")
+                return None
+            if len(plain) + len(piece) > limit:
+                text = f"the request has more than {limit} bytes decompressed; [wire] max_message_bytes allows no more"
+                self.refuse(grpc.RESOURCE_EXHAUSTED, text)
+                return None
+            if not self.grow(len(piece)):
+                return None
+            plain += piece
+            rest = decoder.unconsumed_tail
+        return bytes(plain)
 
     # -- answering
 

@@ -2,30 +2,41 @@
 
 Decision made here: a connection knows streams, not gRPC: what a request means is decided by whoever accepts it, with
 the parsed header block in hand. What the peer may do to the connection as a whole is decided here: how many streams,
-how many resets, how long nothing may move, and how it ends (RFC 9113 sections 5.1.2, 6.8).
+how long nothing may move, and how it ends (RFC 9113 sections 5.1.2, 6.8).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from haclient.errors import WireError
 from haclient.wire import frames
-from haclient.wire.connection import Connection
 from haclient.wire.control import fault
 from haclient.wire.grpc import PREFIX, PREFIX_SIZE
-from haclient.wire.headers import TABLE_SIZE_ZERO, RawHeaders
-from haclient.wire.limits import Budget, Limits
+from haclient.wire.guard import Guarded
+from haclient.wire.headers import RawHeaders
+from haclient.wire.limits import Limits
 from haclient.wire.writer import Stream
 
-H = TypeVar("H")
+
+class RequestHead(Protocol):
+    """What a header block is parsed into."""
+
+    @property
+    def trailers(self) -> bool:
+        """It has no pseudo-header fields, so that it can only end a request (RFC 9113 section 8.1)."""
+
+
+H = TypeVar("H", bound=RequestHead)
 _pack_header = frames.FRAME_HEADER.pack
 #: How long a peer may take to answer the PING behind the first GOAWAY, and to close after the last, seconds.
 _GOODBYE_S: Final = 1.0
 #: Nothing has come in part; see `ServerConnection.sweep`.
 _WHOLE: Final = (False, 0, 0)
+#: Bits of a count of bytes that are no progress: 16 KiB have to move, or the rest.
+_STEP_BITS: Final = 14
 
 
 class IncomingStream(Stream):
@@ -59,9 +70,7 @@ class IncomingStream(Stream):
     def respond(self, block: bytes, end: bool) -> None:
         """Send a header block; with ``end``, the last thing to be sent."""
         connection = self.connection
-        connection.write(
-            frames.headers(self.id, connection.first(block), end_stream=end, max_frame_size=connection.peer_max_frame)
-        )
+        connection.send_block(self.id, block, end)
         if end:
             self.local_closed = True
             connection.answered(self)
@@ -71,7 +80,7 @@ class IncomingStream(Stream):
         self.connection.drop(self, code)
 
 
-class ServerConnection(Connection[H], Generic[H]):
+class ServerConnection(Guarded[H], Generic[H]):
     """A connection that calls come in on.
 
     Args:
@@ -86,8 +95,6 @@ class ServerConnection(Connection[H], Generic[H]):
         born: Loop time.
     """
 
-    peer_parity = 1
-
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -101,12 +108,13 @@ class ServerConnection(Connection[H], Generic[H]):
         self.born = self.busy_at = loop.time()
         self._accept = accept
         self._on_closed = closed
-        self._resets = Budget(limits.resets_burst, limits.resets_per_s, self.born)
         self._last_accepted = frames.MAX_STREAM_ID
         self._preface = frames.PREFACE
         #: What was there in part at the last sweep, and since when: SETTINGS, a frame, a header block.
         self._half = _WHOLE
-        self._half_at = self._paused_at = self.born
+        self._half_at = self.born
+        self._closing_at = math.inf
+        self._leaving: asyncio.TimerHandle | None = None
 
     # -- the beginning
 
@@ -143,7 +151,10 @@ class ServerConnection(Connection[H], Generic[H]):
         stream = self.streams.get(stream_id)
         if stream is not None:
             assert isinstance(stream, IncomingStream)
-            if not end or stream.remote_closed:
+            if stream.remote_closed:
+                self._stream_fault(stream, frames.STREAM_CLOSED, "HEADERS behind END_STREAM")
+                return
+            if not end or not value.trailers:
                 self._stream_fault(stream, frames.PROTOCOL_ERROR, "a second header block that is no trailers")
                 return
             stream.on_data(b"", 0, True)
@@ -154,6 +165,9 @@ class ServerConnection(Connection[H], Generic[H]):
             return
         if not stream_id & 1:
             fault(frames.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}, which is not the client's to open")
+        if value.trailers:
+            self.on_malformed(stream_id, "no pseudo-header fields")
+            return
         self.last_peer_id = stream_id
         if stream_id > self._last_accepted:
             return  # behind our GOAWAY: the client knows that it was not served
@@ -183,31 +197,16 @@ class ServerConnection(Connection[H], Generic[H]):
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """Close when the client's last stream has ended; it will open no more."""
+        self._spend(self._idle, "GOAWAY")
         self.draining = True
         if not self.streams:
             self._leave()
-
-    def on_peer_reset(self) -> None:
-        """Count what a client opens and resets (rapid reset, CVE-2023-44487)."""
-        self._spend(self._resets, "RST_STREAM")
 
     def fault(self, stream: Stream, code: int, text: str) -> None:
         """End one stream for the client's fault."""
         self._stream_fault(stream, code, text)
 
-    def _stream_fault(self, stream: Stream, code: int, text: str) -> None:
-        # A client that makes us reset its streams costs as much as one that does so itself (CVE-2025-8671).
-        super()._stream_fault(stream, code, text)
-        self._spend(self._resets, "faulty")
-
     # -- answers
-
-    def first(self, block: bytes) -> bytes:
-        """Put in front of a header block what has to be said in the next one."""
-        if self._shrink_table:
-            self._shrink_table = False
-            return TABLE_SIZE_ZERO + block
-        return block
 
     def answer(self, stream: IncomingStream, head: bytes, message: bytes, trailers: bytes) -> bool:
         """Write a whole unary answer at once.
@@ -282,31 +281,40 @@ class ServerConnection(Connection[H], Generic[H]):
 
     def _leave(self) -> None:
         """Give the client a moment to close first: closing with unread bytes could cost it our last answer."""
-        self.loop.call_later(_GOODBYE_S, self._close_if_idle)
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._leaving = self.loop.call_later(_GOODBYE_S, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
         if not self.streams and not self.closed:
+            self._flush()  # an answer of this very turn
             self.close("the connection was drained")
 
-    def on_closed(self, error: WireError) -> None:
-        """Tell the server."""
+    def _close(self, code: int, debug: bytes) -> None:
+        # What came behind our GOAWAY was not served, and must not be claimed now (RFC 9113 section 6.8).
+        self.last_peer_id = min(self.last_peer_id, self._last_accepted)
+        super()._close(code, debug)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the streams, and the server: until now there was a socket."""
+        super().connection_lost(exc)
         self._on_closed(self)
 
     # -- what takes too long
-
-    def pause_writing(self) -> None:
-        """The socket is full: note since when."""
-        super().pause_writing()
-        self._paused_at = self.loop.time()
 
     def sweep(self, now: float, request_s: float, reply_s: float) -> None:
         """End what does not move: a frame or request that does not become whole, a reply that is not taken.
 
         Args:
             now: Loop time.
-            request_s: Time allowed between two parts of a request, seconds.
+            request_s: Time allowed between two parts of a request, seconds; a part is 16 KiB, or the rest.
             reply_s: Time allowed between two parts of a reply, seconds.
         """
+        if self.transport is not None and self.transport.is_closing():
+            self._closing_at = min(self._closing_at, now)
+            if now - self._closing_at > reply_s:
+                self.abort()  # the client does not take our last words
+            return
         # A busy connection ends in the middle of a frame more often than not, but never twice of the same one.
         partial = self._partials if self._rest else 0
         half = (not self.ready, partial, self._block_stream if self._block is not None else 0)
@@ -323,8 +331,11 @@ class ServerConnection(Connection[H], Generic[H]):
             assert isinstance(stream, IncomingStream)
             waiting = stream.outgoing is not None
             if not waiting and (stream.remote_closed or not stream.hurried):
+                stream.moved = -1
                 continue
-            moved = sum(map(len, stream.outgoing)) if stream.outgoing is not None else stream.received
+            size = sum(map(len, stream.outgoing)) if stream.outgoing is not None else stream.received
+            # Told apart from the same size in the other direction.
+            moved = size >> _STEP_BITS << 1 | waiting
             if moved != stream.moved:
                 stream.moved, stream.moved_at = moved, now
             elif now - stream.moved_at > (reply_s if waiting else request_s):
