@@ -238,6 +238,14 @@ class ProxyStream(RelayedStream):
         if end:
             self.on_data(b"", 0, True)
 
+    def hold(self, size: int) -> str:
+        """See `RelayedStream`."""
+        return self._gateway.admission.hold(size)
+
+    def release(self, size: int) -> None:
+        """See `RelayedStream`."""
+        self._gateway.admission.release(0, size)
+
     def _refuse(self, code: int, details: str) -> None:
         self.end(grpc.status_block(code, details))
 

@@ -31,11 +31,10 @@ class Health:
         ready: Whether a read can be served now.
     """
 
-    __slots__ = ("_ready", "_told", "_watchers")
+    __slots__ = ("_ready", "_watchers")
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
-        self._told = b""
         self._watchers: set[_HealthCall] = set()
 
     def stream(self, connection: Connection, path: str) -> _HealthCall:
@@ -57,9 +56,8 @@ class Health:
 
     def changed(self) -> None:
         """Tell the watchers, if there is something to tell."""
-        message = self.message()
-        if message != self._told:
-            self._told = message
+        if self._watchers:
+            message = self.message()
             for call in list(self._watchers):
                 call.tell(message)
 
@@ -74,12 +72,13 @@ class Health:
 class _HealthCall(IncomingCall):
     """One Check or Watch."""
 
-    __slots__ = ("_health", "_name")
+    __slots__ = ("_health", "_name", "_told")
 
     def __init__(self, connection: Connection, health: Health, name: str) -> None:
         super().__init__(connection)
         self._health = health
         self._name = name
+        self._told = b""
 
     def encoding(self) -> str:
         """See `IncomingCall`."""
@@ -103,16 +102,23 @@ class _HealthCall(IncomingCall):
             self.refuse(grpc.UNIMPLEMENTED, f"grpc.health.v1.Health has no {self._name!r}")
 
     def tell(self, message: bytes) -> None:
-        """Send one more answer to a watcher; one that does not listen is told when it does."""
-        if self.id in self.connection.streams and self.outgoing is None:
+        """Send a watcher what it has not been told; one that does not listen is told when it does."""
+        if message != self._told and self.outgoing is None and self.id in self.connection.streams:
+            self._told = message
             prefix = message_prefix(len(message))
             self.connection.send_data(self, (prefix, message), len(prefix) + len(message), False)
 
+    def on_sendable(self) -> None:
+        """See `IncomingCall`; a watcher listens again."""
+        super().on_sendable()
+        if self._name == "Watch":
+            self.tell(self._health.message())
+
     def finish(self) -> None:
-        """End a watcher's stream."""
-        self.on_cancelled()
-        if self.id in self.connection.streams:
-            self.respond(grpc.trailers_block(grpc.OK), end=True)
+        """End a watcher's stream; one that does not listen misses the last word."""
+        self._health.leave(self)
+        self.connection.stop_sending(self)
+        self.fail(grpc.trailers_block(grpc.OK))
 
     def on_cancelled(self) -> None:
         """The watcher has gone."""

@@ -7,7 +7,7 @@ unknown service) goes through, and either side's window opens only as the other 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Final, final
 
 from haclient.call import Metadata
 from haclient.errors import ConnectionLost, ProtocolError, StreamReset, WireError
@@ -19,11 +19,14 @@ from haclient.wire.headers import encode_fields
 from haclient.wire.server import IncomingStream, ServerConnection
 from haclient.wire.unary import ClientStream
 
+#: What a part that waits costs beside its bytes: a client may send one byte at a time.
+_PART_BYTES: Final = 256
+
 
 class RelayedStream(IncomingStream):
     """The client's side of a relay; a subclass opens the other side with `connect`."""
 
-    __slots__ = ("_last", "_out")
+    __slots__ = ("_last", "_out", "_waiting")
 
     #: A stream may be silent for as long as it likes.
     hurried = False
@@ -32,6 +35,16 @@ class RelayedStream(IncomingStream):
         super().__init__(connection)
         self._out: _Upstream | None = None
         self._last: bytes | None = None
+        #: Bytes of the answer that wait for the client.
+        self._waiting = 0
+
+    def hold(self, size: int) -> str:
+        """Hold bytes that wait for the slower side; return why not, "" if they are held."""
+        raise NotImplementedError
+
+    def release(self, size: int) -> None:
+        """Bytes held have been taken, or are thrown away."""
+        raise NotImplementedError
 
     def connect(
         self,
@@ -70,6 +83,7 @@ class RelayedStream(IncomingStream):
 
     def on_sendable(self) -> None:
         """The client has taken what there was: let the server go on."""
+        self._let_go()
         if self._last is not None:
             self.end(self._last)
         elif self._out is not None:
@@ -82,6 +96,20 @@ class RelayedStream(IncomingStream):
         elif self.id in self.connection.streams:
             self.respond(block, end=True)
 
+    def pass_back(self, data: bytes) -> str:
+        """Send a part of the answer; return why not, "" if it is on its way, or waits to be."""
+        self.connection.send_data(self, (data,), len(data), False)
+        if self.outgoing is None:
+            return ""
+        reason = self.hold(len(data) + _PART_BYTES)
+        if not reason:
+            self._waiting += len(data) + _PART_BYTES
+        return reason
+
+    def _let_go(self) -> None:
+        waiting, self._waiting = self._waiting, 0
+        self.release(waiting)
+
     def credit(self) -> None:
         """Open the client's window by what has been passed on."""
         window = self.connection.limits.stream_window_bytes
@@ -90,6 +118,7 @@ class RelayedStream(IncomingStream):
 
     def on_reset(self, code: int) -> None:
         """The client has given up: so do we."""
+        self._let_go()
         if self._out is not None:
             self._out.cancel()
 
@@ -102,7 +131,7 @@ class RelayedStream(IncomingStream):
 class _Upstream(ClientStream):
     """The server's side of a relay."""
 
-    __slots__ = ("_end_waits", "_ended", "_head", "_in", "_queue", "_used")
+    __slots__ = ("_end_waits", "_ended", "_head", "_in", "_queue", "_used", "_waiting")
 
     def __init__(
         self,
@@ -119,32 +148,50 @@ class _Upstream(ClientStream):
         self._queue: list[bytes] = []
         self._end_waits = False
         self._used = False
+        #: Bytes of the request that wait for the server, or for a connection to it.
+        self._waiting = 0
 
     # -- the request
 
     def pass_on(self, data: bytes, end: bool) -> None:
         """Send a part of the request, or keep it until there is a connection: one window of it at most."""
+        incoming = self._in
+        if incoming is None:
+            return
         if self.connection is None:
             self._queue.append(data)
             self._end_waits = end
+        elif self.local_closed:
             return
-        if self.local_closed:
-            return
-        self._used = True
-        self.connection.send_data(self, (data,) if data else (), len(data), end)
-        if self.outgoing is None and self._in is not None:
-            self._in.credit()
+        else:
+            self._used = True
+            self.connection.send_data(self, (data,) if data else (), len(data), end)
+            if self.outgoing is None:
+                incoming.credit()
+                return
+        reason = incoming.hold(len(data) + _PART_BYTES)
+        if reason:
+            self._overrun(reason)
+        else:
+            self._waiting += len(data) + _PART_BYTES
 
     def send_request(self, connection: ClientConnection) -> None:
         """Send what has waited for the connection."""
+        self._let_go()
         data, self._queue = b"".join(self._queue), []
         if data or self._end_waits:
             self.pass_on(data, self._end_waits)
 
     def on_sendable(self) -> None:
         """The server has taken what there was: let the client go on."""
+        self._let_go()
         if self._in is not None:
             self._in.credit()
+
+    def _let_go(self) -> None:
+        waiting, self._waiting = self._waiting, 0
+        if self._in is not None:
+            self._in.release(waiting)
 
     # -- the answer
 
@@ -181,9 +228,10 @@ class _Upstream(ClientStream):
         if self._head is None:
             self._break("DATA before HEADERS")
             return
-        if data:
-            incoming.connection.send_data(incoming, (data,), len(data), False)
-        if end:
+        reason = incoming.pass_back(data) if data else ""
+        if reason:
+            self._overrun(reason)
+        elif end:
             self._finish(grpc.trailers_block(grpc.UNKNOWN, "the server sent no grpc-status"), None)
         elif incoming.outgoing is None:
             self.credit()
@@ -206,16 +254,22 @@ class _Upstream(ClientStream):
     def cancel(self) -> None:
         """Give up."""
         if self._in is not None:
-            if self.connection is not None:
-                self.connection.drop(self, frames.CANCEL)
+            self._give_up()
             self._settle(None)
 
     def expired(self) -> None:
         """The deadline is here."""
-        if self._in is not None:
-            if self.connection is not None:
-                self.connection.drop(self, frames.CANCEL)
-            self._fail(grpc.DEADLINE_EXCEEDED, "the stream did not end within the time allowed", None)
+        self._give_up()
+        self._fail(grpc.DEADLINE_EXCEEDED, "the stream did not end within the time allowed", None)
+
+    def _overrun(self, reason: str) -> None:
+        """There is no room for what has to wait."""
+        self._give_up()
+        self._fail(grpc.RESOURCE_EXHAUSTED, reason, None)
+
+    def _give_up(self) -> None:
+        if self.connection is not None:
+            self.connection.drop(self, frames.CANCEL)
 
     def on_reset(self, code: int) -> None:
         """Take RST_STREAM."""
@@ -258,6 +312,7 @@ class _Upstream(ClientStream):
         self._settle(error)
 
     def _settle(self, error: WireError | None) -> None:
+        self._let_go()
         self._in = None
         self._queue.clear()
         self.channel.deadlines.remove(self, self.slot)
