@@ -123,8 +123,9 @@ class RestGateway:
         if not (is_rest(path) and request.target.isascii() and request.target.isprintable() and " " not in query):
             text = "there is nothing here; this proxy answers Milvus' gRPC, /v2/vectordb/... and /v1/vector/..."
             return refusal(404, f"{request.verb} {path[:200]}: {text}")
-        # Browsers ask whether they may ask (OPTIONS) without credentials, and Milvus answers that to everybody.
-        if self._known is not None and request.verb != "OPTIONS" and not self._known(_token(request)):
+        # Browsers ask whether they may ask without credentials (CORS), and Milvus answers that to everybody.
+        preflight = request.verb == "OPTIONS" and request.header("access-control-request-method")
+        if self._known is not None and not preflight and not self._known(_token(request)):
             text = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
             return refusal(401, text, _NOT_AUTHENTICATED, ("www-authenticate", "Bearer"))
         method, rpc = route(request.verb, path)

@@ -10,7 +10,8 @@ metadata starts with the pseudo-header ``:method``; a reply's message is the bod
 ``:status``. gRPC metadata never starts with a colon, so nothing else is needed to tell the two apart. There is no
 timestamp to rewrite for a cluster: REST bodies name a ``consistencyLevel``, and no session.
 
-Routes: milvus internal/distributed/proxy/httpserver, 2.3 (v1) to master (v2); answers recorded from 2.3.5.
+Routes: milvus internal/distributed/proxy/httpserver, 2.3 (v1) to master (v2); answers recorded from 2.3.5, which has v1
+only, on gRPC's port, over HTTP/1.1 (there is none over HTTP/2). Milvus Lite has neither.
 """
 
 from __future__ import annotations

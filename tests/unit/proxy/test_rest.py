@@ -220,8 +220,13 @@ class TestTokens:
 
     async def test_preflight_requests_have_none(self):
         core = FakeCore()
-        await RestGateway(core, lambda _: False).answer(request(verb="OPTIONS", body=b""))
+        gateway = RestGateway(core, lambda _: False)
+        preflight = request(verb="OPTIONS", body=b"", origin="http://app", access_control_request_method="POST")
+        assert (await gateway.answer(preflight)).status == 200
         assert core.asked[0].metadata[0] == (VERB, "OPTIONS")
+        assert (await gateway.answer(request(verb="OPTIONS", body=b""))).status == 401, (
+            "nobody's browser asks like this"
+        )
 
 
 class TestErrors:
