@@ -27,6 +27,7 @@ from haclient.errors import (
     Unavailable,
     WriteNotConfirmed,
     WriteRefused,
+    describe,
 )
 from haclient.milvus.requests import Facts, listed_keys_field
 from haclient.proxy.head import token_of
@@ -223,7 +224,7 @@ def _failure(request: HttpRequest, error: HAClientError) -> HttpResponse:
                 return _handed_on(attempt.reply)
         if attempts and all(isinstance(attempt.error, TransportClosed) for attempt in attempts):
             text = "no endpoint offers this route of Milvus' RESTful API; use gRPC, or servers of another version"
-            return refusal(404, f"{request.verb} {request.target[:200]}: {text}\n{error}")
+            return refusal(404, describe(f"{request.verb} {request.target[:200]}: {text}.", attempts))
     code = error.code if isinstance(error, CallError) else UNEXPECTED
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
     return refusal(status, str(error), code, *((_RETRY_AFTER,) if status == 503 else ()))
