@@ -6,7 +6,7 @@ One worker in front of two stub servers that count what reaches them; a proxy of
 are all in this process, on our own wire.
 
 memory        searches and queries, new connections every 50,000; the worker's memory must not grow after a warm-up
-connections   2,000 at once, each with a call every other second
+connections   2,000 at once, each with a call every four seconds
 insert        one message of 200 MB; the server that got it tells the SHA-256 of what arrived
 cancel        10,000 searches that are not answered, taken back; every one must be reset at the server behind
 """
@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def call(channel: Channel, method: str, message: bytes, timeout_s: float = 60) -
     return done
 
 
-def answered(outcome: Outcome) -> bool:
+def answered(outcome: Outcome | None) -> bool:
     return isinstance(outcome, Reply) and outcome.code == 0
 
 
@@ -182,8 +183,10 @@ async def connections(rig: Rig, args: argparse.Namespace) -> Part:
     def ask(number: int) -> asyncio.Future[Outcome]:
         return call(channels[number % count], "Search", rig.search)
 
-    records = await open_loop(ask, rate=count / 2, seconds=10)
-    failed = sum(not (record.answer and answered(record.answer)) for record in records)
+    records = await open_loop(ask, rate=count / 4, seconds=12)
+    failed = Counter(_failure(record.answer) for record in records if not answered(record.answer))
+    if failed:
+        print(f"what failed: {dict(failed)}", file=sys.stderr)
     latencies = sorted(record.latency_s for record in records)
     standing = await until(lambda: rig.reported()["connections"] == count)
     each = (rig.memory - before) / count
@@ -192,7 +195,7 @@ async def connections(rig: Rig, args: argparse.Namespace) -> Part:
     figures = {
         "connections": count,
         "calls": len(records),
-        "failed": failed,
+        "failed": failed.total(),
         "KiB per connection": round(each / 1024, 1),
         "p50 ms": round(quantile(latencies, 0.5) * 1e3),
         "p99 ms": round(quantile(latencies, 0.99) * 1e3),
@@ -202,6 +205,10 @@ async def connections(rig: Rig, args: argparse.Namespace) -> Part:
         "no connection left after they were closed": gone,
     }
     return Part(figures, targets)
+
+
+def _failure(outcome: Outcome | None) -> str:
+    return f"{outcome.code} {outcome.details[:120]}" if isinstance(outcome, Reply) else repr(outcome)
 
 
 def _raise_fd_limit() -> None:
