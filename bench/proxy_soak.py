@@ -329,7 +329,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--insert-mb", type=int, default=200)
     parser.add_argument("--cancels", type=int, default=10_000)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--limit", type=float, default=900, help="seconds that a part may take")
+    parser.add_argument("--limit", type=float, default=1_800, help="seconds that a part may take")
     parser.add_argument("--keep", type=Path, help="keep configurations and logs in this folder")
     return parser.parse_args()
 
