@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import zlib
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import h2.events
 import h2.settings
 from wire_peer import MemoryTransport
 
-from haclient.wire import Limits, grpc
+from haclient.wire import Limits, frames, grpc
 from haclient.wire.headers import MalformedHeaders, encode_fields, split_pseudo
 from haclient.wire.incoming import IncomingCall
 from haclient.wire.server import ServerConnection
@@ -163,8 +164,22 @@ class H2Client:
 
     # -- what arrives (the transport's peer)
 
+    def _without_goaways(self, data):
+        """Note GOAWAYs: `h2` takes nothing that comes behind one, though calls under way end as usual."""
+        at, kept = 0, b""
+        while at < len(data):
+            end = at + 9 + int.from_bytes(data[at : at + 3], "big")
+            if data[at + 3] == frames.GOAWAY:
+                last, code = struct.unpack_from(">II", data, at + 9)
+                self.goaways.append((last, code))
+            else:
+                kept += data[at:end]
+            at = end
+        assert at == len(data), "half a frame"
+        return kept
+
     def receive(self, data):
-        for event in self.h2.receive_data(data):
+        for event in self.h2.receive_data(self._without_goaways(data)):
             self.events.append(event)
             if isinstance(event, h2.events.ResponseReceived):
                 self.heads[event.stream_id] = dict(event.headers)
@@ -179,8 +194,6 @@ class H2Client:
                 self.ended.append(event.stream_id)
             elif isinstance(event, h2.events.StreamReset):
                 self.resets[event.stream_id] = event.error_code
-            elif isinstance(event, h2.events.ConnectionTerminated):
-                self.goaways.append((event.last_stream_id, int(event.error_code)))
         if self.ack:
             self.transport.loop.call_soon(self.flush)
 
