@@ -7,6 +7,7 @@ Milvus' own status in the body, because SDKs repeat what fails with a gRPC statu
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -20,11 +21,12 @@ from haclient.milvus import messages
 from haclient.milvus.methods import HEALTH, SERVICE, method
 from haclient.proxy.admission import Admission
 from haclient.proxy.head import REQUEST_ID, Head
+from haclient.proxy.rest import HttpRequest, HttpResponse, RestGateway, refusal, shed
+from haclient.proxy.rest_transport import channel_of
 from haclient.proxy.sessions import Sessions
 from haclient.wire import grpc
-from haclient.wire.channel import Channel
 from haclient.wire.headers import encode_fields, encode_metadata, literal
-from haclient.wire.incoming import ACCEPTED, IncomingCall
+from haclient.wire.incoming import ACCEPTED, IncomingCall, IncomingHttp
 from haclient.wire.relay import RelayedStream
 from haclient.wire.server import IncomingStream, ServerConnection
 
@@ -51,15 +53,17 @@ class Gateway:
         core: Answers them.
         admission: Says how many there may be.
         health: Answers gRPC's health checks.
+        rest: Answers plain HTTP.
         sessions: What servers call the clients.
     """
 
-    __slots__ = ("_ids", "_prefix", "admission", "core", "health", "sessions")
+    __slots__ = ("_ids", "_prefix", "admission", "core", "health", "rest", "sessions")
 
-    def __init__(self, core: Core, admission: Admission, health: Health) -> None:
+    def __init__(self, core: Core, admission: Admission, health: Health, rest: RestGateway) -> None:
         self.core = core
         self.admission = admission
         self.health = health
+        self.rest = rest
         self.sessions = Sessions()
         self._prefix = secrets.token_hex(4)
         self._ids = itertools.count(1)
@@ -69,13 +73,19 @@ class Gateway:
         return f"{self._prefix}-{next(self._ids):x}"
 
     def accept(self, connection: Connection, head: Head) -> IncomingStream:
-        """Make the stream of a gRPC request."""
+        """Make the stream of a request."""
+        if not head.grpc:
+            return ProxyRequest(connection, self, head)
         if head.path.startswith(f"/{HEALTH}/"):
             return self.health.stream(connection, head.path)
         known = head.method
         if known is not None and not known.streaming:
             return ProxyCall(connection, self, head, known)
         return ProxyStream(connection, self, head)
+
+    async def answer(self, request: HttpRequest) -> HttpResponse:
+        """Answer a plain HTTP request."""
+        return await self.rest.answer(request)
 
 
 @final
@@ -224,8 +234,7 @@ class ProxyStream(RelayedStream):
         timeout_s = math.inf if head.timeout_s is None else head.timeout_s
         deadline = gateway.core.loop.time() + timeout_s
         flight = gateway.core.lend(method(head.path), head.metadata, head.credentials, deadline)
-        channel = flight.node.data if flight is not None else None
-        if flight is None or not isinstance(channel, Channel):
+        if flight is None:
             self._ended()
             self._refuse(grpc.UNAVAILABLE, "no endpoint is in rotation")
             return
@@ -234,7 +243,7 @@ class ProxyStream(RelayedStream):
             flight.landed(Reply(b"") if error is None else error)
             self._ended()
 
-        self.connect(channel, head.path, flight.metadata(), head.encoding, timeout_s, ended)
+        self.connect(channel_of(flight.node.data), head.path, flight.metadata(), head.encoding, timeout_s, ended)
         if end:
             self.on_data(b"", 0, True)
 
@@ -252,6 +261,62 @@ class ProxyStream(RelayedStream):
     def _ended(self) -> None:
         self._gateway.admission.release(self._counted, 0)
         self._counted = 0
+
+
+@final
+class ProxyRequest(IncomingHttp):
+    """A plain HTTP request on an HTTP/2 connection."""
+
+    __slots__ = ("_counted", "_gateway", "_head", "_held", "_task")
+
+    def __init__(self, connection: Connection, gateway: Gateway, head: Head) -> None:
+        super().__init__(connection)
+        self._gateway = gateway
+        self._head = head
+        self._held = self._counted = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def grow(self, size: int) -> bool:
+        """See `GatheredStream`."""
+        limit = self.connection.limits.max_message_bytes
+        if len(self.body) + size > limit:
+            self._refuse(refusal(413, f"the body has more than {limit} bytes, which is all max_message_bytes allows"))
+            return False
+        reason = self._gateway.admission.hold(size)
+        if reason:
+            self._refuse(shed(reason))
+            return False
+        self._held += size
+        return True
+
+    def on_whole(self) -> None:
+        """Have it answered by a task."""
+        reason = self._gateway.admission.admit()
+        if reason:
+            self._refuse(shed(reason))
+            return
+        self._counted = 1
+        self._task = self.connection.loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        head, body = self._head, bytes(self.body)
+        self.body = b""
+        response = await self._gateway.rest.answer(HttpRequest(head.verb, head.path, head.fields, body))
+        self.answer(response.status, response.headers, b"" if head.verb == "HEAD" else response.body)
+
+    def _refuse(self, response: HttpResponse) -> None:
+        self.answer(response.status, response.headers, response.body)
+
+    def on_answered(self) -> None:
+        """See `IncomingHttp`."""
+        self._gateway.admission.release(self._counted, self._held)
+        self._counted = self._held = 0
+
+    def on_cancelled(self) -> None:
+        """The client gave up."""
+        if self._task is not None:
+            self._task.cancel()
+        self.on_answered()
 
 
 def last_word(known: Method, error: HAClientError) -> Reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Callable, Collection
 from typing import Final, final
 
@@ -22,6 +23,10 @@ _NOT_PASSED: Final = frozenset(
     (b"te", b"content-type", b"content-length", b"user-agent", b"host", b"authorization", b"identifier")
 )
 REQUEST_ID: Final = "client-request-id"
+_GRPC: Final = re.compile(rb"application/grpc(?!-web)")
+_VERB: Final = re.compile(rb"[A-Za-z-]{1,32}")
+# Nothing that could end a line, or the path, on its way on.
+_PATH: Final = re.compile(rb"/[\x21-\x7e]*|\*")
 
 
 @final
@@ -62,65 +67,98 @@ class Head:
         self.admitted = True
         self.fields: Metadata = ()
 
+    def copy(self) -> Head:
+        """Return another one that says the same."""
+        other = Head.__new__(Head)
+        for name in Head.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
 
-def parser(admit: Callable[[str], bool] | None, database: str) -> Callable[[RawHeaders], Head]:
-    """Make the function that reads header blocks.
+    @property
+    def trailers(self) -> bool:
+        """It is no request, but can end one."""
+        return not self.verb
+
+
+@final
+class HeadParser:
+    """Reads header blocks.
 
     Args:
         admit: Says whether a bare token is accepted; None asks for none, and passes credentials on.
         database: Named for clients that name none; "" leaves it.
     """
 
-    def parse(raw: RawHeaders) -> Head:
+    __slots__ = ("_admit", "_database")
+
+    def __init__(self, admit: Callable[[str], bool] | None, database: str) -> None:
+        self._admit = admit
+        self._database = database
+
+    def __call__(self, raw: RawHeaders) -> Head:
+        """Read a whole block.
+
+        Raises:
+            MalformedHeaders: It is not what a request can begin with.
+        """
         pseudo, regular = split_pseudo(raw)
+        if not pseudo:
+            return Head("", "", False)
         try:
             verb, path = pseudo.pop(b":method"), pseudo.pop(b":path")
             pseudo.pop(b":scheme")
         except KeyError as error:
             raise MalformedHeaders(f"no {error.args[0].decode()}") from None
         pseudo.pop(b":authority", None)
-        if pseudo or not path.startswith((b"/", b"*")):
-            raise MalformedHeaders("an unknown pseudo-header, or a path that is none")
+        if pseudo or not _VERB.fullmatch(verb) or not _PATH.fullmatch(path):
+            raise MalformedHeaders("an unknown pseudo-header, a method that is none, or a path that is none")
         known = dict(regular)
         kind = known.get(b"content-type", b"")
-        grpc = verb == b"POST" and kind.startswith(b"application/grpc") and not kind.startswith(b"application/grpc-web")
+        grpc = verb == b"POST" and path != b"*" and _GRPC.match(kind) is not None
         head = Head(verb.decode("latin-1"), path.decode("latin-1"), grpc)
         if grpc:
-            _read_grpc(head, regular, known, database)
+            _take(head, regular)
+            head.identifier = known.get(b"identifier", b"").decode("latin-1")
+            head.encoding = known.get(b"grpc-encoding", b"identity").decode("latin-1")
+            if self._database and not known.get(b"dbname"):
+                head.metadata += (("dbname", self._database),)
         else:
             head.fields = tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in regular])
         token = known.get(b"authorization", b"").decode("latin-1")
-        if admit is not None:
-            head.admitted = admit(token_of(token))
+        if self._admit is not None:
+            head.admitted = self._admit(token_of(token))
         elif token and grpc:
             head.credentials = (("authorization", token),)
         return head
 
-    return parse
+    def amend(self, base: Head, volatile: RawHeaders) -> Head:
+        """Make the head of a block that differs from another only in these fields; see `HeaderReader`."""
+        head = base.copy()
+        if head.grpc:
+            _take(head, volatile)
+        else:
+            fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in volatile]
+            head.fields = (*head.fields, *fields)
+        return head
 
 
-def _read_grpc(head: Head, regular: RawHeaders, known: dict[bytes, bytes], database: str) -> None:
-    """Read what gRPC's headers say; raises `MalformedHeaders` for what cannot be passed on."""
-    metadata: list[tuple[str, str]] = []
+def _take(head: Head, fields: RawHeaders) -> None:
+    """Take what gRPC's fields say; raises `MalformedHeaders` for what cannot be passed on."""
+    metadata = list(head.metadata)
     try:
-        for name, value in regular:
-            if name in _NOT_PASSED or name.startswith(b"grpc-"):
-                continue
-            field = name.decode("ascii"), value.decode("latin-1")
-            check_metadata(*field)
-            if field[0] == REQUEST_ID:
-                head.request_id = field[1]
-            elif field[1]:
-                metadata.append(field)
-        if database and not known.get(b"dbname"):
-            metadata.append(("dbname", database))
-        timeout = known.get(b"grpc-timeout")
-        head.timeout_s = decode_timeout(timeout.decode("latin-1")) if timeout is not None else None
+        for name, value in fields:
+            if name == b"grpc-timeout":
+                head.timeout_s = decode_timeout(value.decode("latin-1"))
+            elif name not in _NOT_PASSED and not name.startswith(b"grpc-"):
+                field = name.decode("ascii"), value.decode("latin-1")
+                check_metadata(*field)
+                if field[0] == REQUEST_ID:
+                    head.request_id = field[1]
+                elif field[1]:
+                    metadata.append(field)
     except ValueError as error:
         raise MalformedHeaders(str(error)) from None
     head.metadata = tuple(metadata)
-    head.identifier = known.get(b"identifier", b"").decode("latin-1")
-    head.encoding = known.get(b"grpc-encoding", b"identity").decode("latin-1")
 
 
 def token_of(authorization: str) -> str:

@@ -26,6 +26,7 @@ from haclient.fleet.flight import UNAUTHENTICATED
 from haclient.fleet.membership import Connect
 from haclient.proxy.rest_routes import STATUS, VERB, lacks_route
 from haclient.retrieval.embed.http import Exchange
+from haclient.wire.channel import Channel
 from haclient.wire.tls import client_context
 
 #: Idle connections are closed soon: a request that meets the server's own close may have to be given up as sent.
@@ -45,6 +46,13 @@ def with_rest(connect: Connect, config: Config, loop: asyncio.AbstractEventLoop)
         return transport if probe else DualTransport(transport, RestTransport(cluster, endpoint, config, loop))
 
     return connect_both
+
+
+def channel_of(transport: Transport) -> Channel:
+    """Return the gRPC channel to an endpoint, which `with_rest` has put another one beside."""
+    assert isinstance(transport, DualTransport)
+    assert isinstance(transport.channel, Channel)
+    return transport.channel
 
 
 @final

@@ -21,8 +21,12 @@ from haclient.events import EventBus
 from haclient.fleet.model import State
 from haclient.proxy.admission import Admission
 from haclient.proxy.gateway import Connection, Gateway
-from haclient.proxy.head import Head, admission, parser
+from haclient.proxy.head import Head, HeadParser, admission
 from haclient.proxy.health import Health
+from haclient.proxy.http1 import Http1Connection
+from haclient.proxy.rest import RestGateway
+from haclient.proxy.rest_routes import MILVUS_AND_REST
+from haclient.proxy.rest_transport import with_rest
 from haclient.transport import connector
 from haclient.wire import frames
 from haclient.wire.limits import Limits
@@ -53,14 +57,16 @@ class Server:
         self._loop = loop
         self._config = config
         self._rng = random.Random()
-        self.core = Core(config, connector(config, loop, self._rng), bus, self._rng, loop, time.monotonic)
+        connect = with_rest(connector(config, loop, self._rng), config, loop)
+        self.core = Core(config, connect, bus, self._rng, loop, time.monotonic, MILVUS_AND_REST)
         self._admission = Admission(config.proxy.limits, loop)
         self._health = Health(lambda: self.ready[0])
-        self._gateway = Gateway(self.core, self._admission, self._health)
+        self._gateway = Gateway(self.core, self._admission, self._health, RestGateway(self.core, _known(config)))
         self._limits = _limits(config)
         self._parse = _parse(config)
         #: With each, what its greatest age is multiplied by, so that they do not all come back at once.
         self._connections: dict[Connection, float] = {}
+        self._plain: dict[Http1Connection, tuple[float, asyncio.Transport]] = {}
         self._doors: set[Door] = set()
         self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -114,12 +120,37 @@ class Server:
         connection.connection_made(transport)
         return connection
 
+    def serve_http1(self, transport: asyncio.Transport) -> Http1Connection:
+        """Make the connection of a client that speaks HTTP/1."""
+        gateway, config = self._gateway, self._config
+        connection = Http1Connection(
+            self._loop,
+            config.proxy.limits,
+            config.wire.max_message_bytes,
+            gateway.answer,
+            self._admission,
+            gateway.request_id,
+            self._closed_plain,
+        )
+        self._plain[connection] = self._loop.time(), transport
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        return connection
+
     def _accept(self, connection: Connection, head: Head) -> IncomingStream:
         return self._gateway.accept(connection, head)
 
     def _closed(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
-        if self._emptied is not None and not self._connections and not self._emptied.done():
+        self._left()
+
+    def _closed_plain(self, connection: Http1Connection) -> None:
+        self._plain.pop(connection, None)
+        self._left()
+
+    def _left(self) -> None:
+        empty = not self._connections and not self._plain
+        if self._emptied is not None and empty and not self._emptied.done():
             self._emptied.set_result(None)
 
     def _sweep(self) -> None:
@@ -131,6 +162,9 @@ class Server:
             idle = not connection.streams and now - connection.busy_at > limits.idle_s
             if idle or (limits.age_s is not None and now - connection.born > limits.age_s * spread):
                 connection.drain()
+        for plain, (born, _) in list(self._plain.items()):
+            if limits.age_s is not None and now - born > limits.age_s:
+                plain.begin_drain()
         for door in list(self._doors):
             door.sweep(now, limits.request_s)
         self._health.changed()
@@ -144,10 +178,15 @@ class Server:
             ConfigError: A file cannot be read; nothing has changed then.
         """
         tls = _tls(config.proxy)
-        self._config = config
+        before, self._config = self._config, config
         self.core.reconfigure(config)
         self._admission.limits = config.proxy.limits
         self._limits, self._parse = _limits(config), _parse(config)
+        self._gateway.rest = RestGateway(self.core, _known(config))
+        if before.proxy.tokens != config.proxy.tokens or before.database != config.database:
+            # A connection remembers whom it has let in: clients come back on a new one.
+            for connection in list(self._connections):
+                connection.drain()
         if tls is not None or self._secure:
             self._relistening = self._loop.create_task(self._listen(tls))
 
@@ -166,7 +205,9 @@ class Server:
         self._emptied = self._loop.create_future()
         for connection in list(self._connections):
             connection.drain()
-        if self._connections:
+        for plain in list(self._plain):
+            plain.begin_drain()
+        if self._connections or self._plain:
             await asyncio.wait([self._emptied], timeout=grace_s)
         return self.calls
 
@@ -181,6 +222,8 @@ class Server:
             door.close()
         for connection in list(self._connections):
             connection.close("the proxy stops")
+        for _, transport in list(self._plain.values()):
+            transport.abort()
         await self.core.aclose()
 
     # -- looking in
@@ -198,7 +241,7 @@ class Server:
     @property
     def connections(self) -> int:
         """Connections of clients."""
-        return len(self._connections) + len(self._doors)
+        return len(self._connections) + len(self._plain) + len(self._doors)
 
     @property
     def calls(self) -> int:
@@ -243,7 +286,7 @@ class Door(asyncio.Protocol):
         if first.startswith(frames.PREFACE):
             self._server.serve_http2(self._transport).data_received(first)
         else:
-            self.close()
+            self._server.serve_http1(self._transport).data_received(first)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has left without a word."""
@@ -272,8 +315,12 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _parse(config: Config) -> Callable[[list[tuple[bytes, bytes]]], Head]:
-    return parser(admission([token.get_secret_value() for token in config.proxy.tokens]), config.database)
+def _known(config: Config) -> Callable[[str], bool] | None:
+    return admission([token.get_secret_value() for token in config.proxy.tokens])
+
+
+def _parse(config: Config) -> HeadParser:
+    return HeadParser(_known(config), config.database)
 
 
 def _tls(proxy: Proxy) -> ssl.SSLContext | None:

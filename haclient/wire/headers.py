@@ -29,6 +29,11 @@ _CACHED_BYTES: Final = 2_048
 #: Encoded first in a block: "I use no dynamic table" (RFC 7541 section 6.3).
 TABLE_SIZE_ZERO: Final = b"\x20"
 
+#: Fields that differ from call to call.
+VOLATILE: Final = frozenset((b"client-request-unixmsec", b"client-request-id", b"grpc-timeout", b"traceparent"))
+#: Lengths up to here are one byte, and not Huffman-coded (RFC 7541 section 5.2).
+_SHORT: Final = 0x7E
+
 _NAME: Final = re.compile(r"[0-9a-z_.\-]+")
 # gRPC's ASCII-Value: printable ASCII and space. Tab and everything else that could end a line is refused.
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")
@@ -145,12 +150,13 @@ class HeaderReader(Generic[T]):
     """Decode header blocks of one connection into values of type ``T``.
 
     Args:
-        parse: Makes the value from the decoded fields; may raise `MalformedHeaders`.
+        parse: Makes the value from the decoded fields; may raise `MalformedHeaders`. One that has an ``amend`` is
+            given only the `VOLATILE` fields of a block that differs in nothing else from a known one.
         max_list_bytes: Limit on the decoded size (RFC 9113 section 6.5.2: 32 bytes per field on top).
         table_bytes: The dynamic table's size that we have announced.
     """
 
-    __slots__ = ("_cache", "_decoder", "_parse", "_table")
+    __slots__ = ("_amend", "_bases", "_cache", "_decoder", "_parse", "_table")
 
     def __init__(
         self,
@@ -159,6 +165,9 @@ class HeaderReader(Generic[T]):
         table_bytes: int = DEFAULT_HEADER_TABLE_SIZE,
     ) -> None:
         self._parse = parse
+        self._amend: Callable[[T, RawHeaders], T] | None = getattr(parse, "amend", None)
+        #: Values of blocks without their volatile fields, by what is left of the block.
+        self._bases: dict[bytes, T] = {}
         self._decoder = Decoder(max_header_list_size=max_list_bytes)
         self._table = _WatchedTable()
         self._decoder.header_table = self._table
@@ -176,6 +185,14 @@ class HeaderReader(Generic[T]):
         value = self._cache.get(block)
         if value is not None:
             return value
+        if self._amend is not None:
+            found = split_volatile(block)
+            if found is not None:
+                return self._amended(*found)
+        return self._read(block)
+
+    def _read(self, block: bytes) -> T:
+        """Decode with `hpack`, and remember if the table has not changed."""
         before = self._table.changes
         try:
             fields = self._decoder.decode(block, raw=True)
@@ -186,6 +203,7 @@ class HeaderReader(Generic[T]):
         # A size update (RFC 7541 section 4.2) stands first in its block.
         if self._table.changes != before or (block and block[0] & 0xE0 == 0x20):
             self._cache.clear()
+            self._bases.clear()
             return self._parse(fields)  # type: ignore[arg-type]
         value = self._parse(fields)  # type: ignore[arg-type]
         if len(block) <= _CACHED_BYTES:
@@ -194,9 +212,59 @@ class HeaderReader(Generic[T]):
             self._cache[block] = value
         return value
 
+    def _amended(self, rest: bytes, volatile: RawHeaders) -> T:
+        """Make the value of a block whose volatile fields were taken out."""
+        assert self._amend is not None
+        base = self._bases.get(rest)
+        if base is None:
+            base = self._read(rest)
+            if len(self._bases) >= _CACHE_ENTRIES:
+                self._bases.clear()
+            if rest in self._cache:
+                self._bases[rest] = base
+        return self._amend(base, volatile)
+
     def forget(self) -> None:
         """Drop the cache (the connection is over)."""
         self._cache.clear()
+        self._bases.clear()
+
+
+def split_volatile(block: bytes) -> tuple[bytes, RawHeaders] | None:
+    """Take the `VOLATILE` fields out of a block, by its bytes alone.
+
+    gRPC's C-core, which most SDKs stand on, writes what it has sent before as single bytes, and an application's
+    metadata behind that as plain literals which leave the dynamic table alone (RFC 7541 sections 6.1 and 6.2.2). Such
+    a block can be split without being decoded.
+
+    Returns:
+        The block without them, and them; None if there are none or the block is written in another way.
+    """
+    at, end = 0, len(block)
+    while at < end and 0x80 < block[at] < 0xFF:
+        at += 1
+    kept, volatile = block[:at], []
+    try:
+        while at < end:
+            if block[at]:
+                return None
+            length = block[at + 1]
+            name_end = at + 2 + length
+            size = block[name_end]
+            if length > _SHORT or size > _SHORT:
+                return None
+            value_end = name_end + 1 + size
+            name = block[at + 2 : name_end]
+            if name in VOLATILE:
+                volatile.append((name, block[name_end + 1 : value_end]))
+            else:
+                kept += block[at:value_end]
+            at = value_end
+    except IndexError:
+        return None
+    if at != end or not volatile:
+        return None
+    return kept, volatile
 
 
 def split_pseudo(fields: RawHeaders) -> tuple[dict[bytes, bytes], RawHeaders]:
