@@ -48,20 +48,32 @@ class ProxyServer(ServerProcess):
         await check_milvus(self.port)
 
 
-@asynccontextmanager
-async def serving(config: Mapping[str, Any], port: int = 0) -> AsyncIterator[tuple[Server, str]]:
-    """Serve on this event loop; yields the server and its URI."""
-    server = Server(Config.load(None, config), EventBus(), asyncio.get_running_loop())
+def listening(port: int = 0) -> socket.socket:
+    """A socket for `serving`; several servers, one after the other or at once, may take connections from it."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((HOST, port))
     sock.listen()
+    return sock
+
+
+@asynccontextmanager
+async def serving(config: Mapping[str, Any], sock: socket.socket | None = None) -> AsyncIterator[tuple[Server, str]]:
+    """Serve on this event loop; yields the server and its URI.
+
+    Args:
+        config: What would stand in its file.
+        sock: Where clients connect; left open at the end. None takes any free port.
+    """
+    server = Server(Config.load(None, config), EventBus(), asyncio.get_running_loop())
+    given = sock or listening()
     try:
-        await server.start(sock)
-        yield server, f"http://{HOST}:{sock.getsockname()[1]}"
+        await server.start(given)
+        yield server, f"http://{HOST}:{given.getsockname()[1]}"
     finally:
         await server.aclose()
-        sock.close()
+        if sock is None:
+            given.close()
 
 
 def _toml(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
