@@ -25,10 +25,10 @@ from haclient.proxy.rest import HttpRequest, HttpResponse, RestGateway, refusal,
 from haclient.proxy.rest_transport import channel_of
 from haclient.proxy.sessions import Sessions
 from haclient.wire import grpc
-from haclient.wire.headers import encode_fields, encode_metadata, literal
+from haclient.wire.headers import encode_fields, literal
 from haclient.wire.incoming import ACCEPTED, IncomingCall, IncomingHttp
 from haclient.wire.relay import RelayedStream
-from haclient.wire.server import IncomingStream, ServerConnection
+from haclient.wire.server import IncomingStream, ServerConnection, passed_on
 
 if TYPE_CHECKING:
     from haclient.proxy.health import Health
@@ -169,15 +169,15 @@ class ProxyCall(IncomingCall):
         else:
             head = _HEAD + literal(REQUEST_ID.encode(), mark)
         if reply.headers:
-            head += encode_metadata(reply.headers)
+            head += passed_on(reply.headers)
         if reply.code:
             tail = grpc.trailers_block(reply.code, reply.details)
-            self.fail(head + tail + encode_metadata(reply.trailers))
+            self.fail(head + tail + passed_on(reply.trailers))
             return
         # Held until the client has taken it; not refused any more, since the work is done.
         self._gateway.admission.memory_bytes += len(message)
         self._held += len(message)
-        self.answer(head, message, _OK_TRAILERS + encode_metadata(reply.trailers) if reply.trailers else _OK_TRAILERS)
+        self.answer(head, message, _OK_TRAILERS + passed_on(reply.trailers) if reply.trailers else _OK_TRAILERS)
 
     def _told(self, error: HAClientError) -> Reply:
         """Tell a failure in words that SDKs understand."""
@@ -244,8 +244,6 @@ class ProxyStream(RelayedStream):
             self._ended()
 
         self.connect(channel_of(flight.node.data), head.path, flight.metadata(), head.encoding, timeout_s, ended)
-        if end:
-            self.on_data(b"", 0, True)
 
     def hold(self, size: int) -> str:
         """See `RelayedStream`."""

@@ -16,7 +16,7 @@ from haclient.wire.channel import Channel
 from haclient.wire.client import ClientConnection
 from haclient.wire.grpc import ResponseHead
 from haclient.wire.headers import encode_fields
-from haclient.wire.server import IncomingStream, ServerConnection
+from haclient.wire.server import IncomingStream, ServerConnection, passed_on
 from haclient.wire.unary import ClientStream
 
 #: What a part that waits costs beside its bytes: a client may send one byte at a time.
@@ -70,6 +70,8 @@ class RelayedStream(IncomingStream):
             block += encode_fields((("grpc-encoding", encoding),))
         self._out = _Upstream(self, channel, block, timeout_s, ended)
         channel.submit(self._out, timeout_s)
+        if self.remote_closed:
+            self._out.pass_on(b"", True)
 
     def on_data(self, data: bytes, size: int, end: bool) -> None:
         """Pass a part of the request on."""
@@ -210,13 +212,13 @@ class _Upstream(ClientStream):
                 return
             if head.encoding != "identity":
                 fields.append(("grpc-encoding", head.encoding))
-            block = encode_fields([*fields, *head.metadata, *(_status(head) if end else ())])
+            block = encode_fields(fields) + passed_on(head.metadata)
             if end:
-                self._finish(block, None)
+                self._finish(block + encode_fields(_status(head)), None)
             else:
                 self._in.respond(block, end=False)
         elif head.status is None and end:
-            self._finish(encode_fields([*_status(head), *head.metadata]), None)
+            self._finish(encode_fields(_status(head)) + passed_on(head.metadata), None)
         else:
             self._break("a second header block that is no trailers")
 

@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from haclient.call import Metadata
 from haclient.wire import frames
 from haclient.wire.control import fault
 from haclient.wire.grpc import PREFIX, PREFIX_SIZE
 from haclient.wire.guard import Guarded
-from haclient.wire.headers import RawHeaders
+from haclient.wire.headers import RawHeaders, literal
 from haclient.wire.limits import Limits
 from haclient.wire.writer import Stream
 
@@ -37,6 +38,11 @@ _GOODBYE_S: Final = 1.0
 _WHOLE: Final = (False, 0, 0)
 #: Bits of a count of bytes that are no progress: 16 KiB have to move, or the rest.
 _STEP_BITS: Final = 14
+
+
+def passed_on(fields: Metadata) -> bytes:
+    """Encode fields that a server has sent, byte for byte, also what we would not send ourselves."""
+    return b"".join([literal(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields])
 
 
 class IncomingStream(Stream):
@@ -239,8 +245,7 @@ class ServerConnection(Guarded[H], Generic[H]):
         )
         stream.local_closed = True
         if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self.loop.call_soon(self._flush)
+            self.flush_soon()
         self.answered(stream)
         return True
 

@@ -3,7 +3,7 @@
 import zlib
 
 import pytest
-from server_peer import CANCEL, PATH, REQUEST, SC, H2Client, P, block, client, gzip, message, turns
+from server_peer import CANCEL, PATH, REQUEST, SC, H2Client, Lenient, P, block, client, gzip, message, turns
 
 from haclient.wire import Limits, frames
 from haclient.wire.frames import frame
@@ -223,26 +223,6 @@ async def test_streams_beyond_the_limit_are_refused():
     await turns()
     assert len(peer.calls) == 3
     assert peer.h2.resets == {5: 7}
-
-
-class Lenient:
-    """Reads frames where h2 would object to what the test itself has sent."""
-
-    def __init__(self):
-        self.resets = {}
-
-    def receive_data(self, data):
-        at = 0
-        while at < len(data):
-            size = int.from_bytes(data[at : at + 3], "big")
-            if data[at + 3] == frames.RST_STREAM:
-                stream = int.from_bytes(data[at + 5 : at + 9], "big")
-                self.resets[stream] = int.from_bytes(data[at + 9 : at + 13], "big")
-            at += 9 + size
-        return []
-
-    def data_to_send(self):
-        return b""
 
 
 # -- messages
