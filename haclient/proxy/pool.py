@@ -2,7 +2,8 @@
 
 Decision made here: what workers should be (configuration, drained names) is kept here as a state, and every worker is
 brought to it, whether it runs already or comes later; so no message can be missed. What ended workers have counted
-stays counted.
+stays counted. One process more than is needed has started already, since that takes seconds in which the connections
+of a worker that died would wait.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class Pool:
         self._spawn = spawn
         self._ended = Totals()
         self._alive: list[WorkerProcess] = []
+        self._spare: WorkerProcess | None = None
+        self._preparing = False
         self._served = False
         self._stopping = False
         self._rolling = False
@@ -152,15 +155,19 @@ class Pool:
 
     async def _launch(self, slot: _Slot) -> WorkerProcess | None:
         """Start a worker and wait until it serves; None if it failed, which has been told."""
+        worker, self._spare = self._spare, None
         try:
-            worker = await WorkerProcess.launch(
-                slot.number, slot.listening, self._clock(), self._journal.hear, self._spawn
-            )
+            if worker is None or worker.gone:
+                worker = await self._new()
         except OSError as error:
             self._failed(slot, f"its process cannot be started: {error.strerror or error}")
             return None
+        worker.place(slot.number, self._clock())
         self._alive.append(worker)
         self._do(self._look_after(slot, worker))
+        if self._stopping:
+            worker.kill()
+            return None
         try:
             await self._bring_up(worker)
         except (control.Refused, control.NoAnswer) as error:
@@ -174,6 +181,28 @@ class Pool:
         status = worker.status()
         self._journal.note("WorkerStarted", "info", f"worker {slot.number} serves", slot=slot.number, pid=status.pid)
         return worker
+
+    async def _new(self) -> WorkerProcess:
+        return await WorkerProcess.launch([slot.listening for slot in self._slots], self._journal.hear, self._spawn)
+
+    async def _prepare(self) -> None:
+        """Have a process ready for the next slot that needs one."""
+        self._preparing = True
+        try:
+            self._spare = await self._new()
+            if self._stopping:
+                await self._dismiss()
+        except OSError:
+            pass  # there will be a better moment
+        finally:
+            self._preparing = False
+
+    async def _dismiss(self) -> None:
+        """Do without the process that was ready."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.kill()
+            await spare.wait()
 
     def _failed(self, slot: _Slot, reason: str) -> None:
         text = f"worker {slot.number} did not come up and is started again: {reason}"
@@ -208,6 +237,8 @@ class Pool:
 
     def tick(self) -> None:
         """Look at the workers; call it once a second."""
+        if self._spare is None and not self._preparing and self.complete and not self._stopping:
+            self._do(self._prepare())
         for worker in self._alive:
             worker.silent += 1
             if worker.silent == _LOST and worker.state == "serving":
@@ -241,6 +272,7 @@ class Pool:
             return
         self._rolling = True
         try:
+            await self._dismiss()  # it may have read older files
             for slot in self._slots:
                 worker = await self._launch(slot)
                 if worker is None:
@@ -259,6 +291,7 @@ class Pool:
             How many calls were cut off.
         """
         self._stopping = True
+        await self._dismiss()
         for slot in self._slots:
             slot.listening.close()  # the workers have the last ones, and close them with nobody left waiting
         for worker in self._alive:

@@ -1,7 +1,8 @@
 """One worker's process as the supervisor sees it, and how it is started.
 
-Decision made here: a worker inherits its listening socket, which is the supervisor's, so connections that wait in it
-outlive the process that did not come to accept them.
+Decision made here: a worker inherits the listening sockets, which are the supervisor's, so connections that wait in one
+outlive the process that did not come to accept them. Which of them is its own it is told when it is to serve, so that
+any process that has started can take any place.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, Protocol, Self, final
 
@@ -41,19 +42,18 @@ class Process(Protocol):
         """End it at once."""
 
 
-#: Starts a process, given its slot, its listening socket and its end of the control channel.
-Spawn = Callable[[int, socket.socket, socket.socket], Awaitable[Process]]
+#: Starts a process, given its end of the control channel and the listening socket of every slot.
+Spawn = Callable[[socket.socket, Sequence[socket.socket]], Awaitable[Process]]
 
 
-async def spawn(slot: int, listening: socket.socket, end: socket.socket) -> Process:
+async def spawn(end: socket.socket, listening: Sequence[socket.socket]) -> Process:
     """Start a worker's process."""
-    inherited = listening.fileno(), end.fileno()
+    inherited = [each.fileno() for each in (end, *listening)]
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # the folder it runs in is no place to import from
         "-m",
         "haclient.proxy.worker",
-        str(slot),
         *map(str, inherited),
         stdin=asyncio.subprocess.DEVNULL,
         pass_fds=inherited,
@@ -66,21 +66,22 @@ class WorkerProcess:
     """A worker; made by `launch`.
 
     Attributes:
-        slot: Number of its place.
+        slot: Number of its place, once it has one.
         state: What it is doing.
         report: What it said of itself last.
         metrics: What it answered last when it was asked for its metrics.
         silent: How often it was looked at since it last said anything.
     """
 
-    def __init__(self, slot: int, process: Process, started: float) -> None:
-        self.slot = slot
+    def __init__(self, process: Process) -> None:
+        self.slot = -1
         self.state: Literal["starting", "serving", "draining"] = "starting"
         self.report = _NOTHING_YET
         self.metrics: list[Family] = []
         self.silent = 0
         self._process = process
-        self._started = started
+        self._started = 0.0
+        self._killed = False
         self._finishing: asyncio.Task[int] | None = None
         self._channel: control.Channel
         self._reading: asyncio.Task[None]
@@ -88,18 +89,14 @@ class WorkerProcess:
     @classmethod
     async def launch(
         cls,
-        slot: int,
-        listening: socket.socket,
-        started: float,
+        listening: Sequence[socket.socket],
         hear: Callable[[int, Mapping[str, Any]], None],
         start: Spawn,
     ) -> Self:
         """Start a process; it does not serve before it is told how.
 
         Args:
-            slot: Number of its place.
-            listening: The socket that its clients connect to.
-            started: Unix time.
+            listening: The socket of every slot.
             hear: Told of every event that it sees.
             start: Starts the process.
 
@@ -107,28 +104,41 @@ class WorkerProcess:
             OSError: The system has no room for it.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                worker = cls(slot, await start(slot, listening, theirs), started)
-            except BaseException:
-                ours.close()
-                raise
-        worker._channel = await control.connect(
-            ours, _nothing_to_ask, lambda what, value: worker._told(what, value, hear)
-        )
+        worker = None
+        try:
+            with theirs:
+                worker = cls(await start(theirs, listening))
+            worker._channel = await control.connect(ours, _nothing_to_ask, worker._hearing(hear))
+        except BaseException:
+            ours.close()
+            if worker is not None:
+                worker.kill()
+            raise
         worker._reading = asyncio.create_task(worker._channel.run())
         return worker
 
-    def _told(self, what: str, value: Any, hear: Callable[[int, Mapping[str, Any]], None]) -> None:
-        self.silent = 0
-        if what == "report":
-            self.report = WorkerReport.model_validate(value)
-        elif what == "event":
-            hear(self.slot, value)
+    def _hearing(self, hear: Callable[[int, Mapping[str, Any]], None]) -> control.Hear:
+        def told(what: str, value: Any) -> None:
+            self.silent = 0
+            if what == "report":
+                self.report = WorkerReport.model_validate(value)
+            elif what == "event":
+                hear(self.slot, value)
+
+        return told
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, or soon will have."""
+        return self._reading.done()
+
+    def place(self, slot: int, now: float) -> None:
+        """Give it a place, at a Unix time."""
+        self.slot, self._started = slot, now
 
     async def serve(self, how: Mapping[str, Any]) -> None:
-        """Tell it how to serve, and wait until it does; see `steer`."""
-        await self.steer("start", how, START_S)
+        """Tell it to serve in its place, and how, and wait until it does; see `steer`."""
+        await self.steer("start", {"slot": self.slot, **how}, START_S)
         self.state = "serving"
 
     async def steer(self, what: str, value: Any, timeout_s: float = ANSWER_S) -> None:
@@ -173,8 +183,10 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it at once."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        if not self._killed:  # a second signal could take the exit code from who waits for it
+            self._killed = True
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def wait(self) -> int:
         """Return its exit code when it has ended and everything it said has been heard."""
@@ -183,7 +195,7 @@ class WorkerProcess:
         return code
 
     def age(self, now: float) -> float:
-        """Return how long ago it was started, seconds."""
+        """Return how long it has had its place, seconds."""
         return now - self._started
 
     def status(self) -> WorkerStatus:

@@ -3,7 +3,7 @@
 Decision made here: only the supervisor stops a worker. Signals meant for the whole group are left to it, and a worker
 whose supervisor is gone finishes its calls and ends by itself.
 
-    python -m haclient.proxy.worker SLOT LISTENING_FD CONTROL_FD
+    python -m haclient.proxy.worker CONTROL_FD LISTENING_FD...
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, final
 
@@ -45,13 +45,12 @@ class Worker:
     """One server, and what the supervisor asks of it.
 
     Args:
-        slot: Number of its place.
-        listening: The socket its clients connect to, bound.
+        listening: The bound socket of every slot; those that are not its own are closed when it knows which one is.
         make: Makes the server.
     """
 
-    def __init__(self, slot: int, listening: socket.socket, make: Make = Server) -> None:
-        self._slot = slot
+    def __init__(self, listening: Sequence[socket.socket], make: Make = Server) -> None:
+        self._slot = -1
         self._listening = listening
         self._make = make
         self._config: Config | None = None
@@ -88,7 +87,7 @@ class Worker:
     async def _answer(self, what: str, value: Any) -> Any:
         match what:
             case "start":
-                await self._start(read(value["config"]), frozenset(value["drained"]))
+                await self._start(value["slot"], read(value["config"]), frozenset(value["drained"]))
             case "reload":
                 self._reload(read(value))
             case "drain":
@@ -102,12 +101,16 @@ class Worker:
                 raise ConfigError(f"{what!r} is nothing that can be asked of a worker")
         return self._state()
 
-    async def _start(self, config: Config, drained: frozenset[str]) -> None:
+    async def _start(self, slot: int, config: Config, drained: frozenset[str]) -> None:
+        self._slot = slot
+        for i, each in enumerate(self._listening):
+            if i != slot:
+                each.close()
         self._configure(config)
         server = self._server = self._make(config, self._bus, asyncio.get_running_loop())
         # Not before: a connection that waits here could have been served by a worker that runs already.
-        self._listening.listen(_BACKLOG)
-        await server.start(self._listening)
+        self._listening[slot].listen(_BACKLOG)
+        await server.start(self._listening[slot])
         self._drain(drained)
 
     def _configure(self, config: Config) -> None:
@@ -224,12 +227,12 @@ def _stream(channel: control.Channel) -> logging.Logger:
 
 
 def main() -> None:
-    """Run a worker; the supervisor gives its slot and the numbers of two inherited sockets."""
+    """Run a worker; the supervisor gives the numbers of the sockets that it inherits."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    slot, listening, end = map(int, sys.argv[1:])
+    end, *listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(Worker(slot, socket.socket(fileno=listening)).run(socket.socket(fileno=end)))
+        runner.run(Worker(listening).run(end))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

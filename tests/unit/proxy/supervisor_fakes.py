@@ -50,6 +50,7 @@ def run(work):
 
     async def all_of():
         await work
+        await asyncio.sleep(0.1)  # what was killed last may end
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         assert not rest, f"left behind: {rest}"
 
@@ -198,7 +199,9 @@ class Plan:
         die_at_start: How many of the next workers die while they start.
         refuse_start: Why the next servers do not start.
         refuse_reload: Why no server takes another configuration.
+        no_process: How many of the next processes cannot be started.
         go_on: A server starts when this is set.
+        may_spawn: A process starts when this is set.
     """
 
     def __init__(self):
@@ -210,6 +213,8 @@ class Plan:
         self.no_process = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.may_spawn = asyncio.Event()
+        self.may_spawn.set()
 
     async def starting(self, server):
         await self.go_on.wait()
@@ -220,7 +225,8 @@ class Plan:
             self.processes[-1].die(1)
             await asyncio.Event().wait()
 
-    async def spawn(self, slot, listening, end):
+    async def spawn(self, end, listening):
+        await self.may_spawn.wait()
         if self.no_process:
             self.no_process -= 1
             raise OSError(11, "Resource temporarily unavailable")
@@ -231,10 +237,10 @@ class Plan:
             process.server = server
             return server
 
-        worker = Worker(slot, listening.dup(), make)
+        worker = Worker([each.dup() for each in listening], make)
         theirs = socket.socket(fileno=os.dup(end.fileno()))
         process = _Process(1000 + len(self.processes), worker.run(theirs))
-        process.task.add_done_callback(lambda _: worker._listening.close())
+        process.task.add_done_callback(lambda _: [each.close() for each in worker._listening])
         self.processes.append(process)
         return process
 

@@ -158,13 +158,93 @@ def test_a_worker_that_has_fallen_silent_does_not_count_and_is_killed_in_the_end
         one = proxy(workers=1)
         async with one.running():
             worker = one.supervisor.pool.workers[0]
-            monkeypatch.setattr(worker, "_told", lambda *_: None)
+            monkeypatch.setattr(worker._channel, "_hear", lambda *_: None)
             await asyncio.sleep(10)
             assert one.supervisor.ready() == (False, "no worker serves")
             assert one.plan.processes[0].code == 0
             await one.until(lambda: one.events("WorkerLost"), within_s=40)
             await one.until(lambda: one.supervisor.ready() == (True, ""))
             assert one.plan.processes[0].code == -9
+
+    run(scenario())
+
+
+# --- the process that is ready ---------------------------------------------------------------------------------
+
+
+def test_a_process_is_ready_before_it_is_needed(proxy):
+    """It takes the place of whichever worker dies, and another one gets ready; a spare that has died is not used."""
+
+    async def scenario():
+        one = proxy()
+        async with one.running():
+            await one.until(lambda: len(one.plan.processes) == 3)
+            spare = one.plan.processes[2]
+            one.plan.may_spawn.clear()
+            await one.crash(one.plan.processes[1])
+            assert [server.listening for server in one.alive()] == [
+                one.plan.servers[0].listening,
+                spare.server.listening,
+            ]
+            assert spare.server.listening.getsockname() == one.sockets[1].getsockname()
+            one.plan.may_spawn.set()
+            await one.until(lambda: len(one.plan.processes) == 4)
+            one.plan.processes[3].die(-9)
+            await asyncio.sleep(1)
+            await one.crash(one.plan.processes[0])
+            assert one.plan.processes[3].server is None
+            assert one.events("WorkerFailed") == []
+
+    run(scenario())
+
+
+def test_a_rolling_restart_does_without_the_process_that_was_ready(proxy):
+    """It may have imported the version before."""
+
+    async def scenario():
+        one = proxy()
+        async with one.running():
+            await one.until(lambda: len(one.plan.processes) == 3)
+            await one.supervisor.pool.roll()
+            assert one.plan.processes[2].code == -9
+            assert one.plan.processes[2].server is None
+            assert len(one.alive()) == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("moment", ["before", "while it starts"])
+def test_the_process_that_is_ready_does_not_outlive_the_proxy(proxy, moment):
+    """Nor does it hold a listening socket open, in which connections would wait for nobody."""
+
+    async def scenario():
+        one = proxy()
+        async with one.running():
+            if moment == "before":
+                await one.until(lambda: len(one.plan.processes) == 3)
+            else:
+                one.plan.may_spawn.clear()
+                await asyncio.sleep(2)
+            one.alive()[0].calls = 1
+            one.supervisor.stop()
+            one.plan.may_spawn.set()
+            await asyncio.sleep(1)
+            assert not one.task.done()
+            assert one.plan.processes[2].code == -9
+
+    run(scenario())
+
+
+def test_a_worker_that_is_being_started_when_the_proxy_stops_is_not(proxy):
+    async def scenario():
+        one = proxy(workers=1)
+        one.plan.may_spawn.clear()
+        one.start()
+        await asyncio.sleep(1)
+        one.supervisor.stop()
+        one.plan.may_spawn.set()
+        assert await one.task == 0
+        assert one.plan.servers == []
 
     run(scenario())
 
