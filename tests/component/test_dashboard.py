@@ -197,9 +197,8 @@ def test_figures(page: Page) -> None:
     )
     assert f"failed or shed: {failed}." in latency
     page.find("#table summary").click()
-    cells = page.js(
-        "return [...$('table').querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
-    )
+    rows = "return [...$('table').querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    cells = page.until(lambda: page.js(rows))
     assert len(cells) == 20  # half minutes
     assert sum(int(row[3].replace(",", "")) for row in cells) == failed
     assert sum(int(row[6].replace(",", "")) for row in cells) == sum(p.hedges for p in points)
@@ -426,6 +425,8 @@ def test_lost_and_found(page: Page) -> None:
     page.proxy.start()
     page.until(lambda: not page.find("#lost").is_displayed())
     page.reads("#announce", "The connection to the proxy is back.")
+    assert page.find(".endpoint[data-state=down] .tone").value_of_css_property("color") == alive
+    assert {b.get_attribute("aria-disabled") for b in page.all("#clusters button")} == {"false"}
     page.until(lambda: page.proxy.do(lambda b: b.following) == 1)
     page.proxy.do(lambda b: b.say("after the restart"))
     page.reads("#events", "after the restart")
@@ -451,7 +452,9 @@ def test_bounded(page: Page) -> None:
         page.until(lambda: page.js("return last.id") == page.proxy.do(lambda b: b.journal.recent(0)[-1].id))
         page.proxy.do(lambda b: b.say("drawn"))
         page.reads("#events", "drawn")
-        kept = page.js("return [...Object.values(events), ...changes.values()].map(list => list.length)")
+        kept = page.js(
+            "return [...Object.values(events), ...[...tracks.values()].map(t => t.changes)].map(list => list.length)"
+        )
         assert max(kept) <= 200
         sizes.append(page.js("return document.querySelectorAll('*').length"))
     assert max(sizes) < 3_000
@@ -571,6 +574,39 @@ def test_states_over_time(page: Page) -> None:
     assert page.focused().accessible_name.startswith("up for 3 d 3 h")
     stops = "return [...document.querySelectorAll('.strip')].map(s => s.querySelectorAll('[tabindex=\"0\"]').length)"
     assert page.js(stops) == [1, 1, 1]  # one each, or tabbing through the page would take for ever
+
+
+def test_states_are_what_most_workers_see(page: Page) -> None:
+    """One worker of three that sees an endpoint down is an event, but no state; two of them are."""
+
+    def tell(backend: Any, worker: int) -> None:
+        fields = {"cluster": "frankfurt", "endpoint": "fra-1", "before": "up", "after": "down", "reason": "no answer"}
+        backend.now += 1
+        backend.say(f"seen by {worker}", "warning", "EndpointChanged", worker, **fields)
+
+    page.proxy.do(lambda b: b.workers.append(b.workers[0].model_copy(update={"slot": 2, "pid": 4_129})))
+    page.open()
+    page.shown()
+    for worker, states in ((1, 1), (2, 2)):
+        page.proxy.do(lambda b, worker=worker: tell(b, worker))
+        page.reads("#events", f"seen by {worker}")
+        assert len(page.all("#strips li:first-child .strip button")) == states
+    page.proxy.do(lambda b: b.update("frankfurt", "fra-1", state="down"))
+    page.driver.refresh()
+    page.shown()
+    page.reads("#strips li:first-child .because", "down for 0 s")
+
+
+def test_report_is_believed(page: Page) -> None:
+    """What no event told, as when a worker was replaced, is learnt from the fleet as it is."""
+    page.open()
+    page.shown()
+    page.proxy.do(lambda b: b.update("dublin", "dub-1", state="down", last_error="gone"))
+    page.reads("#clusters > li:last-child .endpoint", "down")
+    page.proxy.do(lambda b: setattr(b, "now", b.now + 60))
+    page.reads("#strips li:nth-child(3)", "down for 1 min")
+    page.reads("#strips li:nth-child(3)", "gone")
+    assert len(page.all("#strips li:nth-child(3) .strip button")) == 2
 
 
 @pytest.mark.parametrize("width", [320, 360, 640, 1280])
