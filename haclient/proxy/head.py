@@ -23,6 +23,7 @@ _NOT_PASSED: Final = frozenset(
     (b"te", b"content-type", b"content-length", b"user-agent", b"host", b"authorization", b"identifier")
 )
 REQUEST_ID: Final = "client-request-id"
+_REQUEST_ID: Final = REQUEST_ID.encode()
 _GRPC: Final = re.compile(rb"application/grpc(?!-web)")
 _VERB: Final = re.compile(rb"[A-Za-z-]{1,32}")
 # Nothing that could end a line, or the path, on its way on.
@@ -70,8 +71,18 @@ class Head:
     def copy(self) -> Head:
         """Return another one that says the same."""
         other = Head.__new__(Head)
-        for name in Head.__slots__:
-            setattr(other, name, getattr(self, name))
+        other.verb = self.verb
+        other.path = self.path
+        other.grpc = self.grpc
+        other.method = self.method
+        other.metadata = self.metadata
+        other.credentials = self.credentials
+        other.timeout_s = self.timeout_s
+        other.encoding = self.encoding
+        other.request_id = self.request_id
+        other.identifier = self.identifier
+        other.admitted = self.admitted
+        other.fields = self.fields
         return other
 
     @property
@@ -134,11 +145,18 @@ class HeadParser:
     def amend(self, base: Head, volatile: RawHeaders) -> Head:
         """Make the head of a block that differs from another only in these fields; see `HeaderReader`."""
         head = base.copy()
-        if head.grpc:
-            _take(head, volatile)
-        else:
-            fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in volatile]
-            head.fields = (*head.fields, *fields)
+        for name, value in volatile:
+            text = value.decode("latin-1")
+            if not (text.isascii() and text.isprintable()):
+                raise MalformedHeaders(f"illegal value of field {name!r}")
+            if not head.grpc:
+                head.fields += ((name.decode(), text),)
+            elif name == _REQUEST_ID:
+                head.request_id = text
+            elif name == b"grpc-timeout":
+                head.timeout_s = _timeout(text)
+            elif text:
+                head.metadata += ((name.decode(), text),)
         return head
 
 
@@ -148,7 +166,7 @@ def _take(head: Head, fields: RawHeaders) -> None:
     try:
         for name, value in fields:
             if name == b"grpc-timeout":
-                head.timeout_s = decode_timeout(value.decode("latin-1"))
+                head.timeout_s = _timeout(value.decode("latin-1"))
             elif name not in _NOT_PASSED and not name.startswith(b"grpc-"):
                 field = name.decode("ascii"), value.decode("latin-1")
                 check_metadata(*field)
@@ -159,6 +177,13 @@ def _take(head: Head, fields: RawHeaders) -> None:
     except ValueError as error:
         raise MalformedHeaders(str(error)) from None
     head.metadata = tuple(metadata)
+
+
+def _timeout(text: str) -> float:
+    try:
+        return decode_timeout(text)
+    except ValueError as error:
+        raise MalformedHeaders(str(error)) from None
 
 
 def token_of(authorization: str) -> str:

@@ -93,8 +93,7 @@ class ClientConnection(Connection[ResponseHead]):
         stream.recv_window = self.limits.stream_window_bytes
         self._send_headers(stream_id, stream.block, timeout_s)
         if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self.loop.call_soon(self._flush)
+            self.flush_soon()
         stream.send_request(self)
         if self._next_id > frames.MAX_STREAM_ID:
             # Identifiers are used up (RFC 9113 section 5.1.1).

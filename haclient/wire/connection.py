@@ -110,10 +110,16 @@ class Connection(Control, Generic[T]):
                 return
             data = b"".join((rest, data))
             self._rest = b""
+        turn = self._loop_turn
+        due = turn.due = []
         try:
             self._dispatch(data)
         except ConnectionFault as error:
             self._fail(error.code, str(error))
+        finally:
+            turn.due = None
+        for writer in due:
+            writer.flush()
 
     def _dispatch(self, data: bytes) -> None:
         at, length_of_data = 0, len(data)

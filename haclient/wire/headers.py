@@ -120,15 +120,24 @@ def encode_metadata(metadata: Metadata) -> bytes:
 
 
 def _encode_field(field: tuple[str, str]) -> bytes:
-    check_metadata(*field)
+    name, value = field
+    start = _starts.get(name)
+    if start is not None and len(value) <= _SHORT and value.isascii() and value.isprintable():
+        return start + _LENGTHS[len(value)] + value.encode()
+    check_metadata(name, value)
     encoded = encode_fields((field,))
-    if len(encoded) <= _CACHED_BYTES:
+    if name.encode() in VOLATILE:
+        _starts[name] = literal(name.encode(), b"")[:-1]
+    elif len(encoded) <= _CACHED_BYTES:
         if len(_fields) >= _CACHE_ENTRIES:
             _fields.clear()
         _fields[field] = encoded
     return encoded
 
 
+#: What the literals of volatile fields begin with, by name.
+_starts: dict[str, bytes] = {}
+_LENGTHS: Final = tuple([bytes([length]) for length in range(_SHORT + 1)])
 _SECRET: Final = frozenset(("authorization", "cookie", "proxy-authorization"))
 
 

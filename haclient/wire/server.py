@@ -292,7 +292,7 @@ class ServerConnection(Guarded[H], Generic[H]):
 
     def _close_if_idle(self) -> None:
         if not self.streams and not self.closed:
-            self._flush()  # an answer of this very turn
+            self.flush()  # an answer of this very turn
             self.close("the connection was drained")
 
     def _close(self, code: int, debug: bytes) -> None:

@@ -1,7 +1,8 @@
 """The sending half of an HTTP/2 connection: coalesced writes, flow control, fair shares.
 
 Decision made here: whatever a loop turn produces is written once, at its end, and never while the socket is
-full. Small messages, nearly all, go straight to that buffer; one that does not fit in the windows or comes
+full. What one `data_received` produces, on whichever connection of the loop, is written at its end, without another
+turn of the loop. Small messages, nearly all, go straight to that buffer; one that does not fit in the windows or comes
 while the socket is full waits on its stream, and waiting streams take turns.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from haclient.errors import WireError
 from haclient.wire import frames
@@ -57,11 +59,28 @@ class Stream:
         """Everything queued with `Writer.send_data` has been handed to the socket."""
 
 
+class Turn:
+    """What is to be written at the end of a loop's `data_received` under way, shared by all connections of the loop.
+
+    Attributes:
+        due: Connections that have something to write; None while nothing is being received.
+    """
+
+    __slots__ = ("__weakref__", "due")
+
+    def __init__(self) -> None:
+        self.due: list[Writer] | None = None
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = WeakKeyDictionary()
+
+
 class Writer(asyncio.Protocol):
     """Writes frames for the streams of one connection."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._loop_turn = _turns.get(loop) or _turns.setdefault(loop, Turn())
         self.transport: asyncio.Transport | None = None
         self.closed = False
         self.streams: dict[int, Stream] = {}
@@ -79,10 +98,19 @@ class Writer(asyncio.Protocol):
         """Put frames into this turn's buffer."""
         self._out.append(data)
         if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self.loop.call_soon(self._flush)
+            self.flush_soon()
 
-    def _flush(self) -> None:
+    def flush_soon(self) -> None:
+        """Have the buffer written at the end of this turn."""
+        self._flush_scheduled = True
+        due = self._loop_turn.due
+        if due is None:
+            self.loop.call_soon(self.flush)
+        else:
+            due.append(self)
+
+    def flush(self) -> None:
+        """Write the buffer now."""
         self._flush_scheduled = False
         out = self._out
         if not out or self.closed or self.transport is None:
@@ -127,8 +155,7 @@ class Writer(asyncio.Protocol):
             out.extend(parts)
             stream.local_closed = end
             if not self._flush_scheduled:
-                self._flush_scheduled = True
-                self.loop.call_soon(self._flush)
+                self.flush_soon()
             return
         if stream.outgoing is None:
             stream.outgoing = deque()
@@ -192,7 +219,7 @@ class Writer(asyncio.Protocol):
 
     def _flush_now(self) -> None:
         scheduled = self._flush_scheduled
-        self._flush()
+        self.flush()
         self._flush_scheduled = scheduled
 
     def window_opened(self) -> None:

@@ -130,7 +130,7 @@ class H2Server:
             view = view[room:]
             if len(view):
                 self.flush()
-                self.transport.protocol._flush()  # the client's window updates
+                self.transport.protocol.flush()  # the client's window updates
 
 
 class Memory:
