@@ -50,6 +50,8 @@ class Loop:
     def call_at(self, when, function, *args):
         return self
 
+    call_later = call_at
+
     def cancel(self):
         pass
 
@@ -169,7 +171,7 @@ def block(rng):
     return hpack.Encoder().encode(fields)
 
 
-def payload(rng, kind):
+def payload(rng, kind, block=block):
     if kind == frames.DATA:
         size = rng.choice([0, 1, 5, 20, 300])
         return rng.choice(
@@ -187,10 +189,13 @@ def payload(rng, kind):
     return bytes(rng.choice([0, 0, 1, 127, 255]) for _ in range(size.get(kind, rng.randrange(30))))
 
 
-def malformed(rng, gentle):
-    """One frame with something wrong, or odd, about it; a gentle one seldom ends the connection."""
+def malformed(rng, gentle, block=block):
+    """One frame with something wrong, or odd, about it; a gentle one seldom ends the connection.
+
+    ``block`` makes the header blocks.
+    """
     kind = rng.choice([0, 0, 0, 1, 3, 8, 10, 77] if gentle else [0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 77, 255])
-    body = bytearray(payload(rng, kind))
+    body = bytearray(payload(rng, kind, block))
     how = rng.randrange(7)
     if how == 0 and body:
         del body[rng.randrange(len(body)) :]
@@ -209,6 +214,18 @@ def malformed(rng, gentle):
     elif how == 5 and not gentle:
         data[:3] = rng.choice([0, 1, 4, 16_384, 65_536, 65_537, 2**24 - 1]).to_bytes(3, "big")
     return bytes(data)
+
+
+def how_it_ended(written):
+    """Read the frames that were written; the name of GOAWAY's code, or "open"."""
+    at, code = 0, None
+    while at < len(written):
+        size = int.from_bytes(written[at : at + 3], "big")
+        if written[at + 3] == frames.GOAWAY:
+            code = int.from_bytes(written[at + 13 : at + 17], "big")
+        at += 9 + size
+    assert at == len(written), "half a frame was written"
+    return "open" if code is None else frames.error_name(code)
 
 
 def fuzz(count, seed):
@@ -235,15 +252,7 @@ def fuzz(count, seed):
             session.feed(data)
             if session.transport.closing:
                 break
-        written = bytes(session.transport.written)
-        at, code = 24, None  # behind the preface
-        while at < len(written):
-            size = int.from_bytes(written[at : at + 3], "big")
-            if written[at + 3] == frames.GOAWAY:
-                code = int.from_bytes(written[at + 13 : at + 17], "big")
-            at += 9 + size
-        assert at == len(written), "the client wrote half a frame"
-        stats["ended " + (frames.error_name(code) if code is not None else "open")] += 1
+        stats["ended " + how_it_ended(session.transport.written[len(frames.PREFACE) :])] += 1
         session.end()
     return stats
 
