@@ -17,6 +17,7 @@ from typing import Any, TypeVar, final
 
 from haclient.call import Call, Metadata, Method, Reply
 from haclient.config import Config, EndpointConfig
+from haclient.config.sources import stamp
 from haclient.core import Core
 from haclient.events import EventBus
 from haclient.milvus.requests import Facts
@@ -191,15 +192,6 @@ class Host:
         core = self.core
         if core is not None and not self.closed and not core.loop.is_closed():
             core.loop.call_soon_threadsafe(lambda: core.loop.create_task(self.aclose()))
-
-
-def stamp(path: os.PathLike[str]) -> object:
-    """Return what changes when a file is written anew (or a link is turned, as Kubernetes does)."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _milvus_core(config: Config, bus: EventBus, loop: asyncio.AbstractEventLoop) -> Core:

@@ -192,6 +192,15 @@ def read_toml(path: Path, label: str) -> dict[str, Any]:
     return data
 
 
+def stamp(path: os.PathLike[str]) -> object:
+    """Return what changes when a file is written anew (or a link is turned, as Kubernetes does); None without a file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def from_mapping(data: Mapping[str, Any], label: str, source: Path | None, overrides: Mapping[str, Any]) -> Draft:
     """Rewrite a file's content, or a dict of the same grammar.
 

@@ -23,10 +23,9 @@ from typing import Any, Final, final
 from haclient import __version__
 from haclient.config import Config
 from haclient.config.proxy import host_and_port
-from haclient.config.sources import PROXY_TLS_FILES, TLS_FILES
+from haclient.config.sources import PROXY_TLS_FILES, TLS_FILES, stamp
 from haclient.errors import ConfigError
 from haclient.fleet.model import State
-from haclient.host import stamp
 from haclient.proxy import admin, history, journal, listening, logs, merge, metrics, process, systemd
 from haclient.proxy.pool import Pool
 from haclient.proxy.report import ClusterReport, EventReport, FleetReport, History
