@@ -193,7 +193,7 @@ def read_toml(path: Path, label: str) -> dict[str, Any]:
 
 
 def stamp(path: os.PathLike[str]) -> object:
-    """Return what changes when a file is written anew (or a link is turned, as Kubernetes does); None without a file."""
+    """Return what changes when a file is written anew (or a link is turned, as Kubernetes does); None if it is gone."""
     try:
         status = os.stat(path)
     except OSError:

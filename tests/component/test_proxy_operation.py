@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,33 @@ async def test_a_killed_worker_is_replaced_and_its_counts_stay(start: Start) -> 
 async def complete(proxy: Operated, before: dict[int, int]) -> bool:
     now = await proxy.workers()
     return now.keys() == before.keys() and now != before
+
+
+# --- the application's side ----------------------------------------------------------------------------------
+
+
+async def test_an_application_with_two_proxies_does_not_notice_that_one_is_killed(start: Start) -> None:
+    """The example, as it stands: one proxy is killed with its workers, and no call fails."""
+    first, second = await start(workers=1), await start(workers=1)
+    example = Path(__file__).resolve().parents[2] / "examples" / "proxy" / "app_with_two_proxies.py"
+    app = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(example), first.uri, second.uri, "--seconds", "5"), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert app.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            assert b" answered, 0 failed; proxies: " in await app.stdout.readline()
+            workers = (await first.workers()).values()
+            first.tell(signal.SIGKILL)
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            output, _ = await app.communicate()
+        assert output.splitlines()[-1].endswith(b" answered, 0 failed")
+        assert app.returncode == 0
+    finally:
+        if app.returncode is None:
+            app.kill()
+            await app.communicate()
 
 
 # --- reloading -----------------------------------------------------------------------------------------------
