@@ -226,6 +226,22 @@ def test_changes_appear(page: Page) -> None:
     assert page.js("return window.sameDocument")
 
 
+def test_clusters_of_one_address(page: Page) -> None:
+    """Where each address is a cluster of its own, as with a plain list of URIs, its name is said once."""
+
+    def plain(backend: Any) -> None:
+        ones = [endpoint(f"10.0.0.{i}:19530", state=("up", "down")[i]) for i in range(2)]
+        usual = backend.clusters[0]
+        backend.clusters = [usual.model_copy(update={"name": one.name, "endpoints": [one]}) for one in ones]
+
+    page.proxy.do(plain)
+    page.open()
+    page.shown()
+    assert page.text("#problems") == "10.0.0.1:19530 is down"
+    assert page.button("Drain endpoint 10.0.0.0:19530")
+    assert page.button("Drain cluster 10.0.0.0:19530")
+
+
 def test_not_ready(page: Page) -> None:
     """A proxy that can serve nothing says so before anything else, and why."""
     page.proxy.do(lambda b: (setattr(b, "is_ready", False), setattr(b, "reason", "every endpoint is drained")))
