@@ -32,8 +32,6 @@ from haclient.proxy.settings import read
 from haclient.proxy.totals import Tally
 
 REPORT_EVERY_S: Final = 1.0
-#: Connections that may wait to be accepted; the kernel may allow fewer.
-_BACKLOG: Final = 4_096
 _log = logging.getLogger("haclient.proxy")
 
 #: Makes the server; `Server` unless a test has another one.
@@ -108,8 +106,6 @@ class Worker:
                 each.close()
         self._configure(config)
         server = self._server = self._make(config, self._bus, asyncio.get_running_loop())
-        # Not before: a connection that waits here could have been served by a worker that runs already.
-        self._listening[slot].listen(_BACKLOG)
         await server.start(self._listening[slot])
         self._drain(drained)
 
@@ -131,15 +127,16 @@ class Worker:
             with suppress(ConfigError):
                 fleet.drain(name, drained=False)
         self._drained = names
-        # One at a time, for an endpoint may have come back with its own name while its cluster stays out.
-        for name in names & {
-            name for node in fleet.nodes() if not node.drained for name in (node.name, node.cluster.name)
-        }:
+        # Only those that are not out yet: an endpoint may have come back by its own name, or been discovered.
+        back = {name for node in fleet.nodes() if not node.drained for name in (node.name, node.cluster.name)}
+        for name in names & back:
             fleet.drain(name)
 
     async def _finish(self, grace_s: float) -> int:
         """Finish the calls under way; returns how many were cut off."""
         self._finished = True
+        for each in self._listening:
+            each.close()  # or the kernel would go on connecting clients that nobody accepts
         return 0 if self._server is None else await self._server.drain(grace_s)
 
     def _running(self) -> Server:

@@ -26,7 +26,7 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
-from haclient.drill.faults import ToxicProxy
+from haclient.drill.faults import ToxicProxy, Toxics
 from haclient.drill.launch import LiteServer
 from haclient.drill.process import HOST
 from tests.conftest import run
@@ -217,13 +217,14 @@ async def test_sigterm_finishes_calls_and_tells_everyone_first(start: Start, ups
     proxy = await start()
     async with connected(proxy, 8) as channels:
         await asyncio.gather(*map(ask, channels))
-        upstream.delay(2.0)
+        upstream.down = Toxics(stall=True)
         under_way = [asyncio.create_task(ask(channel)) for channel in channels]
         await proxy.until(lambda: calls_are(proxy, 8))
         proxy.tell(signal.SIGTERM)
         await proxy.until(lambda: not_ready(proxy))
-        assert not any(task.done() for task in under_way)
         await proxy.until(lambda: refuses(proxy))
+        assert not any(task.done() for task in under_way)
+        await upstream.heal()
         assert all(isinstance(answer, bytes) for answer in await asyncio.gather(*under_way))
         assert await proxy.ended() == 0
 

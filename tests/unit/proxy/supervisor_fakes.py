@@ -98,6 +98,7 @@ class FakeServer:
     async def start(self, listening):
         self.did.append("start")
         self.listening = listening
+        listening.listen()
         await self.plan.starting(self)
 
     def reload(self, config):

@@ -355,10 +355,14 @@ def test_stopping_lets_calls_finish(proxy):
         async with one.running():
             busy = one.alive()[0]
             busy.calls = 3
+            address = one.sockets[0].getsockname()
+            socket.create_connection(address, timeout=5).close()
             one.supervisor.stop()
             assert not one.supervisor.ready()[0]
             await asyncio.sleep(20)
             assert busy.did == ["start", "drain"]
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address, timeout=5).close()
             busy.released.set()
             assert await one.task == 0
             assert busy.did == ["start", "drain", "aclose"]
