@@ -121,6 +121,7 @@ class Core:
         await asyncio.gather(*self._exchanges, return_exceptions=True)
         await self.keeper.aclose()
         await self.fleet.aclose()
+        self._hedging.alarms.close()
 
     async def request(self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None) -> Reply:
         """Answer one unary call of the application; see `answer`."""
@@ -155,7 +156,7 @@ class Core:
         if not self._started:
             timeout_s = await self._start_within(method, timeout_s)
         call = self._call(method, message, metadata, timeout_s, facts)
-        start = self.loop.time()
+        start = self.fleet.clock()
         self._budget.deposit(start)
         return await self._observe(call, self._stack(call), start), call
 
@@ -269,7 +270,7 @@ class Core:
             self._report(call, outcome, start)
 
     def _report(self, call: Call, outcome: str, start: float) -> None:
-        took_s = self.loop.time() - start
+        took_s = self.fleet.clock() - start
         if self.bus.counters:
             self.bus.count(call, outcome, took_s)
         if not self.bus.per_call and len(call.attempts) < 2:
@@ -357,7 +358,7 @@ class Exchange:
         self._core = core
         self.call = call
         self._done = done
-        self._start = core.loop.time()
+        self._start = core.fleet.clock()
         self._race: Race | None = None
         self._task: asyncio.Task[None] | None = None
 

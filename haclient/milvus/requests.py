@@ -47,7 +47,7 @@ class KeyField:
 @final
 @dataclass(slots=True)
 class Facts:
-    """What `inspect` read from one request.
+    """What `inspect` read from one request; not to be changed, since requests share it.
 
     Attributes:
         collection: Name of the collection or alias, "" if it names none.
@@ -166,6 +166,12 @@ def inspect(method: Method, message: bytes, metadata: Metadata = (), key: KeyFie
     Returns:
         The facts; `Facts.opaque` if the message is malformed. Never raises for the message's sake.
     """
+    place = None
+    if method.name == "Search":
+        place = _without_vectors(message, metadata)
+        known = _searches.get(place) if place is not None else None
+        if known is not None:
+            return known
     facts = Facts("", "", 0, 0, False, False, method.idempotent, method.hedgeable, method.pinned, False, False)
     try:
         read = READS.get(method.name)
@@ -184,7 +190,39 @@ def inspect(method: Method, message: bytes, metadata: Metadata = (), key: KeyFie
         for name, value in metadata:
             if name == "dbname":
                 facts.database = value
+    if place is not None:
+        if len(_searches) >= _MOST_SEARCHES:
+            _searches.clear()
+        _searches[place] = facts
     return facts
+
+
+def _without_vectors(message: bytes, metadata: Metadata) -> tuple[Metadata, bytes] | None:
+    """Return what a search's facts depend on: all but the vectors (#6), and the metadata; None if that is long."""
+    at = 0
+    try:
+        while True:
+            tag, begin = message[at], at
+            size, at = message[at + 1], at + 2
+            if size > 0x7F:
+                size, at = read_varint(message, at - 1)
+            at += size
+            if tag == 0x32:
+                break
+            if tag & 7 != BYTES or tag > 0x32:
+                return None
+    except (IndexError, ValueError):
+        return None
+    end = len(message)
+    if at > end or begin + end - at > _LONGEST_KEY:
+        return None
+    return tuple([field for field in metadata if field[0] == "dbname"]), message[:begin] + message[at:]
+
+
+#: Facts of searches, by `_without_vectors`: an application asks the same way again and again.
+_searches: dict[tuple[Metadata, bytes], Facts] = {}
+_MOST_SEARCHES: Final = 1_024
+_LONGEST_KEY: Final = 2_048
 
 
 def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybrid: bool) -> None:

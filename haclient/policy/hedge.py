@@ -9,8 +9,8 @@ Decision made here (after Dean and Barroso, "The Tail at Scale"):
   the call, a frozen server would push the delay up with every hedge that it causes.
 - An empty answer where answers are hardly ever empty is checked on another endpoint: Milvus answers searches with
   success and no hits while a collection is being released, and for a moment after it has lost a query node.
-- The hot path makes no task and no future: attempts are callbacks, so is the end of the race, and one timer serves
-  first as the hedging delay and then as the call's deadline.
+- The hot path makes no task, no future and no timer of its own: attempts are callbacks, so is the end of the race, and
+  one alarm serves first as the hedging delay and then as the call's deadline.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, final
 
+from haclient.alarms import Alarm, Alarms
 from haclient.call import Action, Attempt, Call, Kind
 from haclient.config import Hedge
 from haclient.events import BudgetExhausted, EventBus, HedgeStarted
@@ -87,6 +88,7 @@ class Hedging:
         self.budget = budget
         self.loop = loop
         self.bus = bus
+        self.alarms = Alarms(loop)
         self._digests: dict[tuple[str, str], LatencyDigest] = {}
 
     async def __call__(self, call: Call) -> Attempt | None:
@@ -133,7 +135,7 @@ class Race:
     """The attempts of one try; made by `Hedging.begin`."""
 
     __slots__ = (
-        "_call", "_decided", "_delay", "_digest", "_done", "_flights", "_hedges", "_owner", "_standby", "_timer",
+        "_alarm", "_call", "_decided", "_delay", "_digest", "_done", "_flights", "_hedges", "_owner", "_standby",
         "_waiting",
     )  # fmt: skip
 
@@ -146,7 +148,7 @@ class Race:
         self._hedges = 0
         #: The result if no better one comes: a refusal of the request itself, or an empty answer that is doubted.
         self._standby: Attempt | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm: Alarm | None = None
         #: A hedge was wanted and could not be made; told once.
         self._waiting = False
         self._digest = owner.digest(call)
@@ -166,9 +168,9 @@ class Race:
     def close(self, winner: Attempt | None = None) -> None:
         """Give up whatever is still under way; nothing is called back after this."""
         self._decided = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if self._flights:
             for flight in self._flights:
                 # Only one that had a head start has lost; a hedge that came too late shows nothing.
@@ -179,9 +181,11 @@ class Race:
             self._flights.clear()
 
     def _arm(self, when: float) -> None:
-        self._timer = self._owner.loop.call_at(min(when, self._call.deadline), self._wake)
+        deadline = self._call.deadline
+        self._alarm = self._owner.alarms.set(when if when < deadline else deadline, self._wake)
 
     def _wake(self) -> None:
+        """The hedging delay is over, or the call's time."""
         owner, call = self._owner, self._call
         if self._decided:
             return
@@ -266,8 +270,8 @@ class Race:
     def _stand_by(self, attempt: Attempt, wait_s: float) -> None:
         """Take an attempt for the result unless a better one comes within ``wait_s`` seconds."""
         self._standby = attempt
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._arm(self._owner.loop.time() + wait_s)
 
     def _settle(self, attempt: Attempt) -> None:

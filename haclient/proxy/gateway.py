@@ -8,13 +8,12 @@ Milvus' own status in the body, because SDKs repeat what fails with a gRPC statu
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import secrets
 from typing import TYPE_CHECKING, Final, final
 
-from haclient.call import STATUS_NONE, Method, Reply
+from haclient.call import STATUS_NONE, Kind, Method, Reply
 from haclient.core import Core, Exchange, winner
 from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavailable, WireError
 from haclient.milvus import messages
@@ -41,6 +40,7 @@ _HEAD: Final = encode_fields(((":status", "200"), ("content-type", "application/
 _HEAD_ID: Final = _HEAD + b"\x00" + bytes([len(REQUEST_ID)]) + REQUEST_ID.encode()
 _OK_TRAILERS: Final = encode_fields((("grpc-status", "0"),))
 _UNKNOWN_ENCODING: Final = encode_fields((("grpc-accept-encoding", ACCEPTED),))
+_HEALTH: Final = f"/{HEALTH}/"
 _CONNECT: Final = f"/{SERVICE}/Connect"
 _ASCII_BYTES: Final = 127
 
@@ -57,7 +57,7 @@ class Gateway:
         sessions: What servers call the clients.
     """
 
-    __slots__ = ("_ids", "_prefix", "admission", "core", "health", "rest", "sessions")
+    __slots__ = ("_made", "_prefix", "admission", "core", "health", "rest", "sessions")
 
     def __init__(self, core: Core, admission: Admission, health: Health, rest: RestGateway) -> None:
         self.core = core
@@ -65,20 +65,23 @@ class Gateway:
         self.health = health
         self.rest = rest
         self.sessions = Sessions()
-        self._prefix = secrets.token_hex(4)
-        self._ids = itertools.count(1)
+        self._prefix = secrets.token_hex(4) + "-"
+        self._made = 0
 
     def request_id(self) -> str:
         """Make an id for a call whose client gave none: of this process, and growing."""
-        return f"{self._prefix}-{next(self._ids):x}"
+        self._made += 1
+        return f"{self._prefix}{self._made:x}"
 
     def accept(self, connection: Connection, head: Head) -> IncomingStream:
         """Make the stream of a request."""
         if not head.grpc:
             return ProxyRequest(connection, self, head)
-        if head.path.startswith(f"/{HEALTH}/"):
-            return self.health.stream(connection, head.path)
         known = head.method
+        if known is not None and not known.streaming and known.kind is not Kind.PROBE:
+            return ProxyCall(connection, self, head, known)
+        if head.path.startswith(_HEALTH):
+            return self.health.stream(connection, head.path)
         if known is not None and not known.streaming:
             return ProxyCall(connection, self, head, known)
         return ProxyStream(connection, self, head)

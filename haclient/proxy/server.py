@@ -21,7 +21,7 @@ from haclient.events import EventBus
 from haclient.fleet.model import State
 from haclient.proxy.admission import Admission
 from haclient.proxy.gateway import Connection, Gateway
-from haclient.proxy.head import Head, HeadParser, admission
+from haclient.proxy.head import HeadParser, admission
 from haclient.proxy.health import Health
 from haclient.proxy.http1 import Http1Connection
 from haclient.proxy.rest import RestGateway
@@ -30,7 +30,7 @@ from haclient.proxy.rest_transport import with_rest
 from haclient.transport import connector
 from haclient.wire import frames
 from haclient.wire.limits import Limits
-from haclient.wire.server import IncomingStream, ServerConnection
+from haclient.wire.server import ServerConnection
 from haclient.wire.tls import server_context
 
 #: How often connections are looked at for what does not move, seconds.
@@ -114,7 +114,9 @@ class Server:
 
     def serve_http2(self, transport: asyncio.Transport) -> Connection:
         """Make the connection of a client that speaks HTTP/2."""
-        connection: Connection = ServerConnection(self._loop, self._limits, self._parse, self._accept, self._closed)
+        connection: Connection = ServerConnection(
+            self._loop, self._limits, self._parse, self._gateway.accept, self._closed
+        )
         self._connections[connection] = self._rng.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
         transport.set_protocol(connection)
         connection.connection_made(transport)
@@ -136,9 +138,6 @@ class Server:
         transport.set_protocol(connection)
         connection.connection_made(transport)
         return connection
-
-    def _accept(self, connection: Connection, head: Head) -> IncomingStream:
-        return self._gateway.accept(connection, head)
 
     def _closed(self, connection: Connection) -> None:
         self._connections.pop(connection, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Final, Generic, TypeVar, final
+from typing import Final, Generic, NamedTuple, TypeVar, final
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
@@ -33,6 +33,8 @@ TABLE_SIZE_ZERO: Final = b"\x20"
 VOLATILE: Final = frozenset((b"client-request-unixmsec", b"client-request-id", b"grpc-timeout", b"traceparent"))
 #: Lengths up to here are one byte, and not Huffman-coded (RFC 7541 section 5.2).
 _SHORT: Final = 0x7E
+#: Bytes by which shapes of one length are told apart: path and method are among them.
+_SHAPE_BYTES: Final = 8
 
 _NAME: Final = re.compile(r"[0-9a-z_.\-]+")
 # gRPC's ASCII-Value: printable ASCII and space. Tab and everything else that could end a line is refused.
@@ -165,7 +167,7 @@ class HeaderReader(Generic[T]):
         table_bytes: The dynamic table's size that we have announced.
     """
 
-    __slots__ = ("_amend", "_bases", "_cache", "_decoder", "_parse", "_table")
+    __slots__ = ("_amend", "_cache", "_decoder", "_parse", "_shapes", "_table")
 
     def __init__(
         self,
@@ -175,8 +177,7 @@ class HeaderReader(Generic[T]):
     ) -> None:
         self._parse = parse
         self._amend: Callable[[T, RawHeaders], T] | None = getattr(parse, "amend", None)
-        #: Values of blocks without their volatile fields, by what is left of the block.
-        self._bases: dict[bytes, T] = {}
+        self._shapes: dict[tuple[int, bytes], _Shape[T]] = {}
         self._decoder = Decoder(max_header_list_size=max_list_bytes)
         self._table = _WatchedTable()
         self._decoder.header_table = self._table
@@ -195,9 +196,14 @@ class HeaderReader(Generic[T]):
         if value is not None:
             return value
         if self._amend is not None:
-            found = split_volatile(block)
-            if found is not None:
-                return self._amended(*found)
+            shape = self._shapes.get((len(block), block[:_SHAPE_BYTES]))
+            if shape is not None:
+                volatile = shape.volatile_of(block)
+                if volatile is not None:
+                    return self._amend(shape.base, volatile)
+            places = find_volatile(block)
+            if places:
+                return self._amended(block, places)
         return self._read(block)
 
     def _read(self, block: bytes) -> T:
@@ -212,7 +218,7 @@ class HeaderReader(Generic[T]):
         # A size update (RFC 7541 section 4.2) stands first in its block.
         if self._table.changes != before or (block and block[0] & 0xE0 == 0x20):
             self._cache.clear()
-            self._bases.clear()
+            self._shapes.clear()
             return self._parse(fields)  # type: ignore[arg-type]
         value = self._parse(fields)  # type: ignore[arg-type]
         if len(block) <= _CACHED_BYTES:
@@ -221,59 +227,89 @@ class HeaderReader(Generic[T]):
             self._cache[block] = value
         return value
 
-    def _amended(self, rest: bytes, volatile: RawHeaders) -> T:
-        """Make the value of a block whose volatile fields were taken out."""
+    def _amended(self, block: bytes, places: list[_Place]) -> T:
+        """Make the value of a block with volatile fields, and remember its shape."""
         assert self._amend is not None
-        base = self._bases.get(rest)
-        if base is None:
-            base = self._read(rest)
-            if len(self._bases) >= _CACHE_ENTRIES:
-                self._bases.clear()
-            if rest in self._cache:
-                self._bases[rest] = base
+        rest, at = b"", 0
+        for place in places:
+            rest += block[at : place.start]
+            at = place.end
+        rest += block[at:]
+        base = self._cache.get(rest) or self._read(rest)
+        shape = _Shape(block, places, base)
+        if rest in self._cache:
+            if len(self._shapes) >= _CACHE_ENTRIES:
+                self._shapes.clear()
+            self._shapes[len(block), block[:_SHAPE_BYTES]] = shape
+        volatile = shape.volatile_of(block)
+        assert volatile is not None
         return self._amend(base, volatile)
 
     def forget(self) -> None:
         """Drop the cache (the connection is over)."""
         self._cache.clear()
-        self._bases.clear()
+        self._shapes.clear()
 
 
-def split_volatile(block: bytes) -> tuple[bytes, RawHeaders] | None:
-    """Take the `VOLATILE` fields out of a block, by its bytes alone.
+class _Place(NamedTuple):
+    """A volatile field in a block: the positions of its literal and of its value."""
+
+    start: int
+    value: int
+    end: int
+    name: bytes
+
+
+@final
+class _Shape(Generic[T]):
+    """A block with room for other values of the same lengths in its volatile fields."""
+
+    __slots__ = ("_fixed", "_places", "base")
+
+    def __init__(self, block: bytes, places: list[_Place], base: T) -> None:
+        self.base = base
+        self._places = places
+        starts = [0, *[place.end for place in places]]
+        ends = [*[place.value for place in places], len(block)]
+        self._fixed = [(a, b, block[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+    def volatile_of(self, block: bytes) -> RawHeaders | None:
+        """Return the volatile fields of a block of the same length, None if it differs in anything else."""
+        for start, end, bytes_there in self._fixed:
+            if block[start:end] != bytes_there:
+                return None
+        return [(place.name, block[place.value : place.end]) for place in self._places]
+
+
+def find_volatile(block: bytes) -> list[_Place]:
+    """Find the `VOLATILE` fields of a block, by its bytes alone.
 
     gRPC's C-core, which most SDKs stand on, writes what it has sent before as single bytes, and an application's
     metadata behind that as plain literals which leave the dynamic table alone (RFC 7541 sections 6.1 and 6.2.2). Such
-    a block can be split without being decoded.
+    a block can be taken apart without being decoded.
 
     Returns:
-        The block without them, and them; None if there are none or the block is written in another way.
+        Their places; none if there are none, or the block is written in another way.
     """
     at, end = 0, len(block)
     while at < end and 0x80 < block[at] < 0xFF:
         at += 1
-    kept, volatile = block[:at], []
+    places = []
     try:
         while at < end:
-            if block[at]:
-                return None
             length = block[at + 1]
             name_end = at + 2 + length
             size = block[name_end]
-            if length > _SHORT or size > _SHORT:
-                return None
+            if block[at] or length > _SHORT or size > _SHORT:
+                return []
             value_end = name_end + 1 + size
             name = block[at + 2 : name_end]
             if name in VOLATILE:
-                volatile.append((name, block[name_end + 1 : value_end]))
-            else:
-                kept += block[at:value_end]
+                places.append(_Place(at, name_end + 1, value_end, name))
             at = value_end
     except IndexError:
-        return None
-    if at != end or not volatile:
-        return None
-    return kept, volatile
+        return []
+    return places if at == end else []
 
 
 def split_pseudo(fields: RawHeaders) -> tuple[dict[bytes, bytes], RawHeaders]:

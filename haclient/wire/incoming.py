@@ -95,6 +95,21 @@ class IncomingCall(GatheredStream):
         super().__init__(connection)
         self._trailers: bytes | None = None
 
+    def on_data(self, data: bytes, size: int, end: bool) -> None:
+        """Take a message that comes whole at once, as nearly all do; gather the others."""
+        if end and not self.body and not self.remote_closed and len(data) >= PREFIX_SIZE:
+            compressed, length = PREFIX.unpack_from(data)
+            if (
+                not compressed
+                and length + PREFIX_SIZE == len(data)
+                and length <= self.connection.limits.max_message_bytes
+            ):
+                self.remote_closed = True
+                if self.grow(length):
+                    self.on_message(data[PREFIX_SIZE:])
+                return
+        super().on_data(data, size, end)
+
     def encoding(self) -> str:
         """Return the request's ``grpc-encoding``."""
         raise NotImplementedError

@@ -294,7 +294,7 @@ def does_not_enforce_the_deadline() -> list[Patch]:
     real = Flight.launch
 
     def arm(self, when):
-        self._timer = self._owner.loop.call_at(min(when, self._call.deadline + 1.0), self._wake)
+        self._alarm = self._owner.alarms.set(min(when, self._call.deadline + 1.0), self._wake)
 
     return [(hedge.Race, "_arm", arm), (Flight, "launch", lambda self, message, timeout: real(self, message, 9.0))]
 
@@ -315,9 +315,8 @@ def a_fast_failure_beats_a_slow_success() -> list[Patch]:
 def leaves_the_losers_under_way() -> list[Patch]:
     def close(self, winner=None):
         self._decided = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._flights.clear()
 
     return [(hedge.Race, "close", close)]
@@ -328,7 +327,7 @@ def leaves_a_timer_behind() -> list[Patch]:
     real = hedge.Race.close
 
     def close(self, winner=None):
-        self._timer = None
+        self._alarm = None
         real(self, winner)
 
     return [(hedge.Race, "close", close)]

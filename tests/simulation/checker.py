@@ -283,6 +283,8 @@ class Checker:
             gate = node.gate
             if gate.state == breaker.HALF_OPEN and gate._permits != gate.settings.trial_permits:
                 world.violated("leak", f"{node.name} has {gate._permits} permits of {gate.settings.trial_permits}")
+        if len(core._hedging.alarms):
+            world.violated("leak", f"alarms: {len(core._hedging.alarms)}")
         for transport in world.transports:
             if not transport.probe and transport.active:
                 world.violated("leak", f"streams on {transport.server.name}: {len(transport.active)}")

@@ -370,3 +370,20 @@ def test_a_fingerprint_ignores_the_schema_timestamp_of_a_write():
 
 def test_an_opaque_message_is_hashed_whole():
     assert fingerprint(named("Search"), b"\x1a\x05abc") != fingerprint(named("Search"), b"\x1a\x05abd")
+
+
+def test_searches_that_differ_in_their_vectors_only_are_read_once():
+    """The same facts, whatever the vectors; other ones as soon as anything else differs."""
+
+    def search(vectors, database="", **fields):
+        message = milvus_pb2.SearchRequest(collection_name="docs", placeholder_group=vectors, **fields)
+        return inspect(named("Search"), message.SerializeToString(), (("dbname", database), ("traceparent", "x")))
+
+    first = search(b"\x01" * 50)
+    assert search(b"\x02" * 5_000) is first
+    assert search(b"\x02" * 50, "books").database == "books"
+    assert search(b"\x02" * 50, guarantee_timestamp=77).guarantee_timestamp == 77
+    page = search(b"\x02" * 50, search_params=[common_pb2.KeyValuePair(key="iterator", value="True")])
+    assert page.is_iterator
+    assert not page.hedgeable
+    assert (first.collection, first.is_iterator, first.hedgeable, first.guarantee_timestamp) == ("docs", False, True, 0)

@@ -80,7 +80,7 @@ def race(*script, emptiness=0.0, budget=None, **settings):
         digest.emptiness = emptiness
         attempt = await hedging(call)
         assert not fleet.under_way
-        assert not fleet.loop.timers()
+        assert not len(hedging.alarms)
         return attempt, fleet, fleet.loop.time(), digest
 
     return run(scenario())

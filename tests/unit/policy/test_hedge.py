@@ -26,7 +26,7 @@ def race(*script, call=None, budget=None, then=None, **settings):
         attempt = await hedging(call or read_call())
         ended = fleet.loop.time()
         assert not fleet.under_way, "an attempt was left"
-        assert not fleet.loop.timers(), "a timer was left"
+        assert not len(hedging.alarms), "an alarm was left"
         return attempt, fleet, ended
 
     return run(scenario())
@@ -178,7 +178,7 @@ def test_cancelling_the_caller_leaves_nothing_behind(after_s):
             await task
         assert not fleet.under_way
         assert set(fleet.endings()) <= {"cancelled"}
-        assert not fleet.loop.timers()
+        assert not len(hedging.alarms)
 
     run(scenario())
 
@@ -191,7 +191,7 @@ def test_cancelling_in_the_moment_of_the_answer_leaves_nothing_behind():
         fleet.loop.call_at(0.06, task.cancel)
         await asyncio.gather(task, return_exceptions=True)
         assert not fleet.under_way
-        assert not fleet.loop.timers()
+        assert not len(hedging.alarms)
 
     for seed in range(20):
         run(scenario(), seed)
@@ -302,7 +302,7 @@ def test_whatever_happens_nothing_leaks(seed):
         await asyncio.wait([task])
         assert fleet.loop.time() <= call.deadline + 1e-9
         assert not fleet.under_way
-        assert not fleet.loop.timers()
+        assert not len(hedging.alarms)
         if not task.cancelled():
             attempt = task.result()
             if any(f.ending == "landed" and f.attempt.action is OK for f in fleet.flights):
