@@ -244,7 +244,7 @@ class Core:
             call.pin = self.fleet.owner(facts.guarantee_timestamp)
         if facts.pinned and call.pin is None:
             call.pin = self.fleet.keeper_of(facts.collection_id) or self.fleet.home(call)
-        if routes_as_write(method.kind) and not self.fleet.single_cluster():
+        if method.kind is not Kind.READ and routes_as_write(method.kind) and not self.fleet.single_cluster():
             raise _refused(call, self.fleet)
         return call
 

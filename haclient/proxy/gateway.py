@@ -98,7 +98,15 @@ class ProxyCall(IncomingCall):
     __slots__ = ("_counted", "_exchange", "_gateway", "_head", "_held", "_id", "_method")
 
     def __init__(self, connection: Connection, gateway: Gateway, head: Head, known: Method) -> None:
-        super().__init__(connection)
+        # Every field of every base at once: five constructors would cost more than all else that is done here.
+        self.id = self.send_window = self.recv_window = self.received = 0
+        self.outgoing = None
+        self.end_waiting = self.local_closed = self.remote_closed = False
+        self.moved = -1
+        self.moved_at = 0.0
+        self.connection = connection
+        self.body = b""
+        self._trailers = None
         self._gateway = gateway
         self._head = head
         self._method = known

@@ -104,7 +104,7 @@ class ClientConnection(Connection[ResponseHead]):
         timeout = b""
         size = len(block)
         if timeout_s != math.inf:
-            value = grpc.encode_timeout(timeout_s).encode()
+            value = grpc.encode_timeout(timeout_s)
             timeout = b"%b%c%b" % (_TIMEOUT_FIELD, len(value), value)
             size += len(timeout)
         if size <= self.peer_max_frame and not self._shrink_table:

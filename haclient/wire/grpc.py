@@ -140,16 +140,28 @@ _TIMEOUT_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6,
 _TIMEOUT_LIMIT: Final = 10**8
 
 
-def encode_timeout(timeout_s: float) -> str:
+def encode_timeout(timeout_s: float) -> bytes:
     """Encode a time-out in the finest unit from milliseconds up that fits; never shorter than asked."""
     value = math.ceil(timeout_s * 1e3 - 1e-6)
+    return _timeouts.get(value) or _encode_timeout(value, timeout_s)
+
+
+def _encode_timeout(value: int, timeout_s: float) -> bytes:
     if value < _TIMEOUT_LIMIT:
-        return f"{max(value, 1)}m"
+        encoded = b"%dm" % max(value, 1)
+        if len(_timeouts) < _MOST_TIMEOUTS:
+            _timeouts[value] = encoded
+        return encoded
     for unit in "SMH":
         value = math.ceil(timeout_s / _TIMEOUT_UNITS[unit])
         if value < _TIMEOUT_LIMIT:
-            return f"{value}{unit}"
-    return "99999999H"
+            return f"{value}{unit}".encode()
+    return b"99999999H"
+
+
+#: By milliseconds: an application has few.
+_timeouts: dict[int, bytes] = {}
+_MOST_TIMEOUTS: Final = 4_096
 
 
 def decode_timeout(text: str) -> float:

@@ -80,7 +80,14 @@ class UnaryStream(ClientStream):
     def __init__(
         self, channel: Channel, block: bytes, message: bytes, deadline: float, done: Callable[[Outcome], None]
     ) -> None:
-        super().__init__(channel, block, deadline)
+        # Every field of both bases at once: a constructor of each would cost twice as much.
+        self.id = self.send_window = self.recv_window = self.slot = self.moves = 0
+        self.outgoing = None
+        self.end_waiting = self.local_closed = False
+        self.connection = None
+        self.channel = channel
+        self.block = block
+        self.deadline = deadline
         self._message = message
         self._done: Callable[[Outcome], None] | None = done
         self._head: ResponseHead | None = None
