@@ -16,7 +16,7 @@ import pytest
 
 from haclient.drill.process import HOST, ServerProcess
 from haclient.proxy.server import Server
-from tests.interop.test_proxy_grpc import KNOWN, UNKNOWN, UNLIMITED, Upstream, version
+from tests.interop.test_proxy_grpc import KNOWN, UNKNOWN, UNLIMITED, Upstream, metrics
 from tests.servers import envoy
 from tests.servers.proxy import behind, listening, serving
 
@@ -124,7 +124,7 @@ async def test_a_proxy_that_drains_costs_no_call(balanced: Balanced) -> None:
 
     async def ask_on() -> None:
         while not over.is_set():
-            assert await channel.unary_unary(KNOWN)(version(b"x"), timeout=30) == version(b"x")
+            assert await channel.unary_unary(KNOWN)(metrics(b"x"), timeout=30) == metrics(b"x")
 
     asking = [asyncio.create_task(ask_on()) for _ in range(8)]
     seen: set[object] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from pymilvus.grpc_gen.milvus_pb2 import ConnectResponse, InsertRequest, MutationResult
 
 from haclient.proxy.server import Server
 from tests.interop.test_wire_grpc import Service
@@ -20,7 +22,7 @@ from tests.servers.proxy import behind, listening, serving
 MILVUS = "/milvus.proto.milvus.MilvusService"
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 #: A method that the proxy reads, and one that it knows nothing of.
-KNOWN, UNKNOWN = f"{MILVUS}/GetVersion", "/a.B/Echo"
+KNOWN, UNKNOWN = f"{MILVUS}/GetMetrics", "/a.B/Echo"
 both_ways = pytest.mark.parametrize("path", [KNOWN, UNKNOWN])
 
 #: A unary call, awaited, of either kind of channel.
@@ -28,31 +30,41 @@ Ask = Callable[..., Any]
 
 
 class Upstream(Service):
-    """`Service`, and a Milvus without collections that notes what it was asked.
+    """`Service`, and a Milvus without collections, whose Search gives no answer.
 
     Attributes:
-        seen: The metadata and time left of each call of a method of Milvus, the proxy's own probes left out.
-        hang: Calls of Milvus' Search get no answer.
+        seen: Metadata and time left of each GetMetrics.
+        introduced: The numbers that it gave to those who called Connect.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
         super().__init__()
         self.seen: list[tuple[dict[str, Any], float | None]] = []
+        self.introduced: list[int] = []
+        self._numbers = itertools.count(first)
 
     def service(self, details: Any) -> Any:
         if not details.method.startswith(MILVUS):
             return super().service(details)
         name = details.method.rpartition("/")[2]
-        chosen = {"GetVersion": self.version, "Search": self.hang, "Insert": self.size, "RunAnalyzer": self.fail}.get(
-            name, self.nothing
-        )
+        chosen = {
+            "Connect": self.introduce,
+            "GetMetrics": self.metrics,
+            "Search": self.hang,
+            "Insert": self.size,
+            "RunAnalyzer": self.fail,
+        }.get(name, self.nothing)
         return grpc.unary_unary_rpc_method_handler(chosen)
 
     async def nothing(self, request: bytes, context: Any) -> bytes:
         return b""
 
-    async def version(self, request: bytes, context: Any) -> bytes:
-        """A GetVersionResponse whose version is the request."""
+    async def introduce(self, request: bytes, context: Any) -> bytes:
+        self.introduced.append(next(self._numbers))
+        return ConnectResponse(status={}, identifier=self.introduced[-1]).SerializeToString()
+
+    async def metrics(self, request: bytes, context: Any) -> bytes:
+        """A GetMetricsResponse whose text is the request."""
         self.seen.append((dict(context.invocation_metadata()), context.time_remaining()))
         await context.send_initial_metadata((("first", "1"), ("first-bin", b"\0\1")))
         context.set_trailing_metadata((("last", "2"), ("last-bin", b"\0\2")))
@@ -60,8 +72,6 @@ class Upstream(Service):
 
     async def size(self, request: bytes, context: Any) -> bytes:
         """A MutationResult whose insert_cnt is the size of the request."""
-        from pymilvus.grpc_gen.milvus_pb2 import MutationResult
-
         return MutationResult(status={}, insert_cnt=len(request)).SerializeToString()
 
 
@@ -133,15 +143,15 @@ async def aio(proxy: tuple[Server, str]) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-def version(text: bytes) -> bytes:
-    """A GetVersionResponse, which the stub also takes as a request."""
+def metrics(text: bytes) -> bytes:
+    """A GetMetricsResponse, which the stub also takes as a request."""
     return b"\x12" + bytes([len(text)]) + text
 
 
 @both_ways
 async def test_unary(proxy: tuple[Server, str], connect: Any, path: str) -> None:
     channel = connect(proxy[1])
-    wanted = [version(b"%d" % number) for number in range(300)]
+    wanted = [metrics(b"%d" % number) for number in range(300)]
     answers = await asyncio.gather(*[channel.ask(path, message) for message in wanted])
     assert [answer for answer, _ in answers] == wanted
 
@@ -208,15 +218,13 @@ async def test_cancelling_of_a_blocking_call(upstream: tuple[Upstream, str], pro
 @both_ways
 async def test_compression(proxy: tuple[Server, str], connect: Any, path: str) -> None:
     channel = connect(proxy[1], compression=grpc.Compression.Gzip)
-    message = version(b"a" * 100)
+    message = metrics(b"a" * 100)
     assert (await channel.ask(path, message))[0] == message
     assert (await channel.ask(path, message, compression=grpc.Compression.Deflate))[0] == message
 
 
 async def test_large_messages(proxy: tuple[Server, str], connect: Any) -> None:
     """50 MB there and back, and 50 MB that the proxy looks into."""
-    from pymilvus.grpc_gen.milvus_pb2 import InsertRequest, MutationResult
-
     channel = connect(proxy[1])
     body = os.urandom(1_000_000) * 50
     assert (await channel.ask(UNKNOWN, body, timeout=60))[0] == body
@@ -247,10 +255,10 @@ async def test_wait_for_ready(upstream: tuple[Upstream, str], connect: Any) -> N
     sock = listening()
     port = sock.getsockname()[1]
     sock.close()
-    asking = asyncio.ensure_future(connect(f"127.0.0.1:{port}").ask(KNOWN, version(b"x"), wait_for_ready=True))
+    asking = asyncio.ensure_future(connect(f"127.0.0.1:{port}").ask(KNOWN, metrics(b"x"), wait_for_ready=True))
     with contextlib.closing(listening(port)) as again:
         async with serving(behind([f"http://{upstream[1]}"]), again):
-            assert (await asking)[0] == version(b"x")
+            assert (await asking)[0] == metrics(b"x")
 
 
 async def test_keepalive_pings_are_welcome(proxy: tuple[Server, str], connect: Any) -> None:
@@ -265,7 +273,7 @@ async def test_keepalive_pings_are_welcome(proxy: tuple[Server, str], connect: A
     connections: set[Any] = set()
     until = loop.time() + 1
     while loop.time() < until:
-        await channel.ask(KNOWN, version(b"x"))
+        await channel.ask(KNOWN, metrics(b"x"))
         connections |= set(proxy[0]._connections)
     assert len(connections) == 1
 
@@ -281,7 +289,7 @@ async def test_a_drain_costs_no_call(upstream: tuple[Upstream, str], connect: An
             async def ask_on() -> None:
                 nonlocal asked
                 while not over.is_set():
-                    assert (await channel.ask(KNOWN, version(b"x")))[0] == version(b"x")
+                    assert (await channel.ask(KNOWN, metrics(b"x")))[0] == metrics(b"x")
                     asked += 1
 
             async def more() -> None:
@@ -306,6 +314,6 @@ async def test_connections_end_for_their_age(upstream: tuple[Upstream, str], con
         channel = connect(uri.removeprefix("http://"))
         connections: set[Any] = set()
         while len(connections) < 3:
-            answers = await asyncio.gather(*[channel.ask(KNOWN, version(b"x")) for _ in range(8)])
-            assert [answer for answer, _ in answers] == [version(b"x")] * 8
+            answers = await asyncio.gather(*[channel.ask(KNOWN, metrics(b"x")) for _ in range(8)])
+            assert [answer for answer, _ in answers] == [metrics(b"x")] * 8
             connections |= set(server._connections)

@@ -14,10 +14,10 @@ import grpc
 import pytest
 import trustme
 
-from tests.interop.test_proxy_grpc import KNOWN, UNKNOWN, Upstream, version
+from tests.interop.test_proxy_grpc import KNOWN, UNKNOWN, Upstream, metrics
 from tests.servers.proxy import behind, serving
 
-MESSAGE = version(b"2.3.5")
+MESSAGE = metrics(b"2.3.5")
 BODY = b"\0\0\0\0" + bytes([len(MESSAGE)]) + MESSAGE
 AS_GRPC = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
 
