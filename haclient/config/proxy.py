@@ -54,7 +54,7 @@ class ProxyLimits(Section):
     #: Requests and replies held at once, in bytes; more are refused with RESOURCE_EXHAUSTED.
     memory_bytes: int = Field(default=1 << 30, ge=1 << 20)
     #: How late the event loop may run, all the time, before calls are refused with RESOURCE_EXHAUSTED, in seconds.
-    lag_s: Seconds = 0.2
+    lag_s: Seconds = 0.1
     #: Largest list of headers, in bytes.
     header_bytes: int = Field(default=65_536, ge=1_024, le=1 << 24)
     #: Time for the first bytes, TLS included, and for a request to arrive whole after its last byte, in seconds.

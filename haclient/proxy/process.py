@@ -53,7 +53,7 @@ async def spawn(end: socket.socket, listening: Sequence[socket.socket]) -> Proce
         sys.executable,
         "-P",  # the folder it runs in is no place to import from
         "-m",
-        "haclient.proxy.worker",
+        "haclient.proxy.start",
         *map(str, inherited),
         stdin=asyncio.subprocess.DEVNULL,
         pass_fds=inherited,

@@ -2,13 +2,12 @@
 
 Decision made here: only the supervisor stops a worker. Signals meant for the whole group are left to it, and a worker
 whose supervisor is gone finishes its calls and ends by itself.
-
-    python -m haclient.proxy.worker CONTROL_FD LISTENING_FD...
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -227,6 +226,7 @@ def main() -> None:
     """Run a worker; the supervisor gives the numbers of the sockets that it inherits."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    gc.freeze()  # modules and classes stay: no need to look at them again and again
     end, *listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(Worker(listening).run(end))
@@ -238,7 +238,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         return asyncio.new_event_loop
     return uvloop.new_event_loop
-
-
-if __name__ == "__main__":
-    main()
