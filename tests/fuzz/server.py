@@ -289,7 +289,7 @@ def differential(sequences, seed):
             elif act == 3 and open_ones:
                 stream = rng.choice(open_ones)
                 client.reset_stream(stream, rng.randrange(12))
-                state[stream] = 1
+                del state[stream]
             elif act in (4, 5) and open_ones:
                 stream, end = rng.choice(open_ones), rng.random() < 0.5
                 client.send_data(stream, rng.randbytes(rng.randrange(50)), end, rng.choice([None, 0, 9]))
@@ -298,7 +298,7 @@ def differential(sequences, seed):
                 stream = rng.choice(open_ones)
                 client.send_headers(stream, [("t", str(rng.randrange(3)))], end_stream=True)
                 state[stream] = 1
-            elif len(open_ones) < 20:
+            elif len(state) < LIMITS.max_concurrent_streams:  # nothing is answered here
                 stream, end = client.get_next_available_stream_id(), rng.random() < 0.2
                 extra = [("n", str(rng.randrange(5))), ("client-request-id", str(rng.randrange(99)))]
                 priority = {"priority_weight": 5} if rng.random() < 0.2 else {}
