@@ -72,7 +72,8 @@ def _words(text: str) -> str:
 async def story(client: Any, steps: Mapping[str, Do]) -> Answers:
     """What each step answered. Milvus lists names in any order."""
     answers = {name: await told(do(client)) for name, do in steps.items()}
-    return {name: sorted(a) if name.startswith("list") and isinstance(a, list) else a for name, a in answers.items()}
+    names = {step for step, got in answers.items() if isinstance(got, list) and all(isinstance(n, str) for n in got)}
+    return {step: sorted(got) if step in names else got for step, got in answers.items()}
 
 
 def differing(ours: Answers, theirs: Answers) -> str:
