@@ -311,6 +311,9 @@ class ProxyRequest(IncomingHttp):
         head, body = self._head, bytes(self.body)
         self.body = b""
         response = await self._gateway.rest.answer(HttpRequest(head.verb, head.path, head.fields, body))
+        # Held until the client has taken it, as in `ProxyCall`.
+        self._gateway.admission.memory_bytes += len(response.body)
+        self._held += len(response.body)
         self.answer(response.status, response.headers, b"" if head.verb == "HEAD" else response.body)
 
     def _refuse(self, response: HttpResponse) -> None:

@@ -37,6 +37,8 @@ from haclient.wire.tls import server_context
 _SWEEP_S: Final = 1.0
 #: How far apart connections of one age are drained, as a share of the age.
 _AGE_JITTER: Final = 0.1
+#: How long clients may take to read that the proxy stops, seconds.
+_GOODBYE_S: Final = 1.0
 _SERVES: Final = frozenset((State.UP.value, State.PROBATION.value))
 
 
@@ -89,15 +91,18 @@ class Server:
     async def _listen(self, tls: ssl.SSLContext | None) -> None:
         """Take connections, from now on with this context; those that stand are not touched."""
         assert self._listening is not None
-        before, self._secure = self._server, tls is not None
+        self._secure = tls is not None
         # A copy of the descriptor, as closing a server closes its socket: the supervisor's stays open.
         sock = socket.socket(fileno=os.dup(self._listening.fileno()))
         timeout_s = self._config.proxy.limits.request_s if tls is not None else None
-        self._server = await self._loop.create_server(
+        server = await self._loop.create_server(
             lambda: Door(self), sock=sock, ssl=tls, ssl_handshake_timeout=timeout_s, backlog=4096
         )
+        before, self._server = self._server, server
         if before is not None:
             before.close()
+        if self._draining:
+            server.close()
 
     # -- connections
 
@@ -177,8 +182,8 @@ class Server:
             ConfigError: A file cannot be read; nothing has changed then.
         """
         tls = _tls(config.proxy)
-        before, self._config = self._config, config
         self.core.reconfigure(config)
+        before, self._config = self._config, config
         self._admission.limits = config.proxy.limits
         self._limits, self._parse = _limits(config), _parse(config)
         self._gateway.rest = RestGateway(self.core, _known(config))
@@ -186,7 +191,7 @@ class Server:
             # A connection remembers whom it has let in: clients come back on a new one.
             for connection in list(self._connections):
                 connection.drain()
-        if tls is not None or self._secure:
+        if self._server is not None and (tls is not None or self._secure):
             self._relistening = self._loop.create_task(self._listen(tls))
 
     async def drain(self, grace_s: float) -> int:
@@ -219,8 +224,13 @@ class Server:
             self._server.close()
         for door in list(self._doors):
             door.close()
-        for connection in list(self._connections):
+        connections = list(self._connections)
+        for connection in connections:
             connection.close("the proxy stops")
+        if connections:
+            await asyncio.wait([connection.closed_waiter for connection in connections], timeout=_GOODBYE_S)
+        for connection in list(self._connections):
+            connection.abort()  # it does not read
         for _, transport in list(self._plain.values()):
             transport.abort()
         await self.core.aclose()
