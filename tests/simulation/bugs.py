@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from haclient.call import Action
-from haclient.core import Core
+from haclient.core import Core, Exchange
 from haclient.errors import AttemptTimeout
 from haclient.fleet import breaker
 from haclient.fleet.balancer import Balancer
@@ -331,6 +331,21 @@ def leaves_a_timer_behind() -> list[Patch]:
         real(self, winner)
 
     return [(hedge.Race, "close", close)]
+
+
+@bug("loser", "leak")
+def goes_on_with_an_exchange_that_was_cancelled() -> list[Patch]:
+    return [(Exchange, "cancel", lambda self: None)]
+
+
+@bug("poison")
+def an_exchange_does_not_tell_of_deaths() -> list[Patch]:
+    def tried(self, attempt):
+        self._core._quarantine.note = lambda call: None
+        real(self, attempt)
+
+    real = Exchange._tried
+    return [(Exchange, "_tried", tried)]
 
 
 @bug("read")
