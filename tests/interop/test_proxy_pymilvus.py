@@ -13,7 +13,10 @@ from tests.interop.surfaces import differing, lives, reads
 from tests.servers import fill
 from tests.servers.proxy import behind, serving
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.xdist_group("proxy_pymilvus"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

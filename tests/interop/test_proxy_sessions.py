@@ -22,7 +22,10 @@ from tests.servers import fill
 from tests.servers.proxy import behind, listening, serving
 from tests.servers.shared import ToxicFactory
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.xdist_group("proxy_sessions"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 @asynccontextmanager

@@ -75,7 +75,7 @@ async def test_a_proxy_of_milvus_is_killed(distributed: DistributedMilvus) -> No
         client = pymilvus.AsyncMilvusClient(uri)
         stack.push_async_callback(client.close)
         await session(client)
-        async with Load(searching(client, consistency_level="Bounded")) as load:
+        async with Load(searching(client, consistency_level="Bounded"), rate=40) as load:
             await load.more(40)
             await dead.kill()
             await watch.until(EndpointChanged, endpoint=dead.address, after="down")
