@@ -335,7 +335,11 @@ def leaves_a_timer_behind() -> list[Patch]:
 
 @bug("loser", "leak")
 def goes_on_with_an_exchange_that_was_cancelled() -> list[Patch]:
-    return [(Exchange, "cancel", lambda self: None)]
+    def cancel(self):
+        if self._task is not None:
+            self._task.cancel()
+
+    return [(Exchange, "cancel", cancel)]
 
 
 @bug("poison")

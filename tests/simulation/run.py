@@ -105,10 +105,8 @@ def _end(loop: VirtualTimeLoop) -> None:
     for task in left:
         task.cancel()
     if left:
-        waiting = asyncio.wait(left, timeout=100.0)
         with contextlib.suppress(Deadlock):
-            loop.run_until_complete(waiting)
-        waiting.close()  # it may never have begun
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
 
 class _Run:
