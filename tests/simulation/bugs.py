@@ -333,15 +333,6 @@ def leaves_a_timer_behind() -> list[Patch]:
     return [(hedge.Race, "close", close)]
 
 
-@bug("loser", "leak")
-def goes_on_with_an_exchange_that_was_cancelled() -> list[Patch]:
-    def cancel(self):
-        if self._task is not None:
-            self._task.cancel()
-
-    return [(Exchange, "cancel", cancel)]
-
-
 @bug("poison")
 def an_exchange_does_not_tell_of_deaths() -> list[Patch]:
     def tried(self, attempt):
