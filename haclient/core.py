@@ -400,6 +400,11 @@ class Exchange:
             outcome = await answering
         except HAClientError as error:
             outcome = error
+        except Exception as error:
+            # Nobody waits for the task: a mistake of ours must not leave the caller without an answer.
+            text = f"{self.call.method.name}: haclient itself failed: {error!r}; please report it"
+            self._core.loop.call_exception_handler({"message": text, "exception": error})
+            outcome = CallError(text, self.call.attempts)
         self._done(outcome)
 
     def cancel(self) -> None:

@@ -336,8 +336,10 @@ def leaves_a_timer_behind() -> list[Patch]:
 @bug("poison")
 def an_exchange_does_not_tell_of_deaths() -> list[Patch]:
     def tried(self, attempt):
-        self._core._quarantine.note = lambda call: None
+        quarantine = self._core._quarantine
+        quarantine.note = lambda call: None
         real(self, attempt)
+        del quarantine.note
 
     real = Exchange._tried
     return [(Exchange, "_tried", tried)]
