@@ -333,16 +333,13 @@ def leaves_a_timer_behind() -> list[Patch]:
     return [(hedge.Race, "close", close)]
 
 
-@bug("poison")
-def an_exchange_does_not_tell_of_deaths() -> list[Patch]:
-    def tried(self, attempt):
-        quarantine = self._core._quarantine
-        quarantine.note = lambda call: None
-        real(self, attempt)
-        del quarantine.note
+@bug("loser", "leak")
+def a_cancelled_exchange_goes_on_racing() -> list[Patch]:
+    def cancel(self):
+        if self._task is not None:
+            self._task.cancel()
 
-    real = Exchange._tried
-    return [(Exchange, "_tried", tried)]
+    return [(Exchange, "cancel", cancel)]
 
 
 @bug("read")
