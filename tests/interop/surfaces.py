@@ -173,6 +173,8 @@ def life(name: str) -> dict[str, Do]:
         "describe alias": lambda c: c.describe_alias(f"{name}_too"),
         "drop alias": lambda c: c.drop_alias(f"{name}_too"),
         "release": lambda c: c.release_collection(name),
+        "search released": lambda c: c.search(name, data=[QUERY], limit=1),
+        "query released": lambda c: c.query(name, filter="id > 0"),
         "drop index": lambda c: c.drop_index(name, "vector"),
         "rename": lambda c: c.rename_collection(name, f"{name}_new"),
         "create database": lambda c: c.create_database(f"{name}_db"),

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from pymilvus.grpc_gen.milvus_pb2 import ConnectResponse, InsertRequest, MutationResult
 
+from haclient.drill.process import ReservedPort
 from haclient.proxy.server import Server
 from tests.interop.test_wire_grpc import Service
 from tests.servers.proxy import behind, listening, serving
@@ -252,17 +253,17 @@ async def test_bidirectional_streaming(proxy: tuple[Server, str], aio: Any) -> N
 
 async def test_wait_for_ready(upstream: tuple[Upstream, str], connect: Any) -> None:
     """A call that waits is answered when the proxy has come."""
-    sock = listening()
-    port = sock.getsockname()[1]
-    sock.close()
-    asking = asyncio.ensure_future(connect(f"127.0.0.1:{port}").ask(KNOWN, metrics(b"x"), wait_for_ready=True))
-    with contextlib.closing(listening(port)) as again:
-        async with serving(behind([f"http://{upstream[1]}"]), again):
-            assert (await asking)[0] == metrics(b"x")
+    with ReservedPort() as port:
+        asking = asyncio.ensure_future(
+            connect(f"127.0.0.1:{port.number}").ask(KNOWN, metrics(b"x"), wait_for_ready=True)
+        )
+        with contextlib.closing(listening(port.number)) as sock:
+            async with serving(behind([f"http://{upstream[1]}"]), sock):
+                assert (await asking)[0] == metrics(b"x")
 
 
 async def test_keepalive_pings_are_welcome(proxy: tuple[Server, str], connect: Any) -> None:
-    """Clients send them every ten seconds, also when idle; a server of C-core's own answers far fewer with GOAWAY."""
+    """Clients send them every ten seconds, far more often than C-core's own servers take by default."""
     often = (
         ("grpc.keepalive_time_ms", 10),
         ("grpc.keepalive_timeout_ms", 5_000),
