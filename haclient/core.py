@@ -166,7 +166,7 @@ class Core:
         The flight's ``landed`` must be called when the stream ends.
         """
         call = Call(method, b"", metadata, deadline, credentials=credentials)
-        call.pin = self.fleet.home(call)
+        call.pin = self.fleet.homes.of(call)
         return self.fleet.lend(call)
 
     def begin(
@@ -243,7 +243,7 @@ class Core:
             call.guarantee_timestamp = facts.guarantee_timestamp
             call.pin = self.fleet.owner(facts.guarantee_timestamp)
         if facts.pinned and call.pin is None:
-            call.pin = self.fleet.keeper_of(facts.collection_id) or self.fleet.home(call)
+            call.pin = self.fleet.homes.of(call, facts.collection_id)
         if method.kind is not Kind.READ and routes_as_write(method.kind) and not self.fleet.single_cluster():
             raise _refused(call, self.fleet)
         return call

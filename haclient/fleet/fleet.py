@@ -7,7 +7,6 @@ handing the bytes to the transport is one step without an await, so no other cal
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,10 +23,11 @@ from haclient.events import (
     EventBus,
     ReadinessChanged,
 )
-from haclient.fleet import breaker, identity
+from haclient.fleet import breaker
 from haclient.fleet.balancer import Balancer
 from haclient.fleet.detector import Detector
 from haclient.fleet.flight import Done, Flight
+from haclient.fleet.homes import Homes
 from haclient.fleet.look import Dialect
 from haclient.fleet.membership import Connect, Membership
 from haclient.fleet.model import FleetView, State
@@ -78,7 +78,7 @@ class Fleet:
         self.timestamps = Timestamps()
         #: Primary keys of collections, as described; they decide whether a write may be repeated.
         self.keys: dict[Key, KeyField] = {}
-        self._homes: dict[Key, str] = {}
+        self.homes = Homes(self)
         self._bus = bus
         self._rng = rng
         #: Timers of slow starts.
@@ -202,40 +202,6 @@ class Fleet:
         if len(rest) > _MOST_TOLD:
             told.append(f"{len(rest) - _MOST_TOLD} more")
         return ", ".join(told)
-
-    def home(self, call: Call) -> str | None:
-        """Return the cluster that takes the calls on this collection which must not change cluster.
-
-        The first call settles it; it stays while one of the cluster's endpoints is in rotation. Every process with the
-        same configuration settles on the same one, as long as all clusters are well.
-        """
-        if self.single_cluster():
-            return None
-        key = (call.database, call.collection)
-        name = self._homes.get(key)
-        if name is None or not any(c.name == name and any(not n.drained for n in c.nodes) for c in self.clusters):
-            here = [cluster for cluster in self.clusters if any(not n.drained for n in cluster.nodes)]
-            if not here:
-                return None
-            if len(self._homes) >= _MOST_READY:
-                self._homes.clear()
-            name = self._homes[key] = min(here, key=lambda cluster: self._fitness(cluster, key)).name
-        return name
-
-    def _fitness(self, cluster: Cluster, key: Key) -> tuple[bool, int, bool, bytes]:
-        """Order clusters as homes: one that serves first, then as the balancer does, then by a hash of both names."""
-        well = any(
-            n.gate.state != breaker.OPEN and n.ready.get(key) is not False for n in cluster.nodes if not n.drained
-        )
-        far = bool(self.balancer.zone) and cluster.zone != self.balancer.zone
-        mark = hashlib.blake2b("\0".join((cluster.name, *key)).encode(), digest_size=8).digest()
-        return not well, cluster.priority, far, mark
-
-    def keeper_of(self, collection_id: int) -> str | None:
-        """Return the cluster in which a collection has this id; None if it is not known, or does not matter."""
-        if self.single_cluster() or not identity.proves(collection_id):
-            return None
-        return next((n.cluster.name for n in self.nodes() if collection_id in n.catalogue.values()), None)
 
     def owner(self, timestamp: int) -> str | None:
         """Return the cluster that handed out a timestamp, if there are several and it is known."""
@@ -393,7 +359,7 @@ class Fleet:
         try:
             for first, second in self._members.recognise():
                 # What belongs to the second by name (iterators under way, timestamps) belongs to the first now.
-                self._homes = {key: first if name == second else name for key, name in self._homes.items()}
+                self.homes.rename(second, first)
                 self.timestamps.rename(second, first)
         finally:
             self.balancer.changed()

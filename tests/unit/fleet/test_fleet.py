@@ -2,15 +2,19 @@
 
 import asyncio
 import dataclasses
+import random
 
 import pytest
 from pymilvus.grpc_gen import milvus_pb2
 
-from haclient.config import Health
+from haclient.call import Call
+from haclient.config import Config, Health
+from haclient.core import Core
 from haclient.errors import ConfigError, Unavailable, WriteRefused
-from haclient.events import EndpointChanged, FleetReconfigured
+from haclient.events import EndpointChanged, EventBus, FleetReconfigured
 from haclient.fleet.breaker import CLOSED, OPEN
 from haclient.fleet.model import FleetView
+from haclient.milvus.methods import named
 from tests.unit.fleet.fleet_fakes import (
     DELETE,
     DESCRIBE,
@@ -151,10 +155,10 @@ def test_an_iterator_begun_after_a_drain_has_another_home():
         async with world:
             core = world.core()
             await ask(core, method=QUERY, message=page())
-            first = core.fleet._homes[KEY]
+            first = core.fleet.homes._names[KEY]
             core.fleet.drain(first)
             await ask(core, method=QUERY, message=page())
-            assert core.fleet._homes[KEY] != first
+            assert core.fleet.homes._names[KEY] != first
 
     run(scenario())
 
@@ -452,3 +456,27 @@ def test_the_view_is_frozen_and_true_at_one_moment():
 
 def test_query_message_helper_reads_back():
     assert milvus_pb2.QueryRequest.FromString(query("a")).collection_name == "a"
+
+
+def test_two_processes_settle_on_the_same_home():
+    """And a page that names a collection by its id goes to the cluster that has the id."""
+    page = Call(named("Query"), b"", (), 1.0, collection="docs")
+    config = Config.load(["http://a:1", "http://b:1", "http://c:1"])
+    ids = {"a:1": 1 << 50, "b:1": (1 << 50) + 7, "c:1": (1 << 50) + 9}
+
+    async def settle(seed):
+        core = Core(config, lambda *_: SilentTransport(), EventBus(), random.Random(seed), asyncio.get_running_loop())
+        for node in core.fleet.nodes():
+            node.catalogue = {("", "docs"): ids[node.name]}
+        homes = core.fleet.homes
+        found = homes.of(page), homes.of(page, ids["b:1"]), homes.of(page, ids["c:1"])
+        await core.aclose()
+        return found
+
+    first, second = (asyncio.run(settle(seed)) for seed in (1, 2))
+    assert first == second
+    assert first[1:] == ("b:1", "c:1")
+
+
+class SilentTransport:
+    async def aclose(self): ...
