@@ -6,9 +6,10 @@ import base64
 import re
 import string
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from haclient.config import pem, sources
 from haclient.config.address import DEFAULT_PORT, EXAMPLE_URI, Address, parse_uri, redact
@@ -126,6 +127,9 @@ class ClusterConfig(Section):
     #: HTTP probe beside the gRPC one, with {host} and {port} of the endpoint; "" means none.
     healthz_url: str = Field(default="", examples=["http://{host}:9091/healthz"])
 
+    #: State of the TLS files when they were read: with other ones in their place it is another configuration.
+    _stamps: tuple[object, ...] = PrivateAttr(default=())
+
     _check_name = field_validator("name")(_name)
 
     @field_validator("healthz_url")
@@ -165,10 +169,14 @@ class ClusterConfig(Section):
         )
         if problems:
             raise fail_all(problems)
+        self._stamps = tuple([sources.stamp(Path(path)) for path in self._tls_files().values() if path])
         return self
 
+    def _tls_files(self) -> dict[str, str]:
+        return {key: getattr(self, key) for key in sources.TLS_FILES}
+
     def _tls_problems(self) -> list[Problem]:
-        files = {key: getattr(self, key) for key in sources.TLS_FILES}
+        files = self._tls_files()
         problems = pem.unreadable(files, "client_key_path")
         if bool(self.client_pem_path) != bool(self.client_key_path):
             missing = "client_key_path" if self.client_pem_path else "client_pem_path"
