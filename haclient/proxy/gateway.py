@@ -13,11 +13,11 @@ import math
 import secrets
 from typing import TYPE_CHECKING, Final, final
 
-from haclient.call import STATUS_NONE, Kind, Method, Reply
+from haclient.call import STATUS_NONE, Kind, Metadata, Method, Reply
 from haclient.core import Core, Exchange, winner
 from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavailable, WireError
 from haclient.milvus import messages
-from haclient.milvus.methods import HEALTH, SERVICE, method
+from haclient.milvus.methods import HEALTH, SERVICE, SEVERAL_CLUSTERS, method
 from haclient.proxy.admission import Admission
 from haclient.proxy.head import REQUEST_ID, Head
 from haclient.proxy.rest import HttpRequest, HttpResponse, RestGateway, refusal, shed
@@ -25,7 +25,7 @@ from haclient.proxy.rest_transport import channel_of
 from haclient.proxy.sessions import Sessions
 from haclient.wire import grpc
 from haclient.wire.headers import encode_fields, literal
-from haclient.wire.incoming import ACCEPTED, IncomingCall, IncomingHttp
+from haclient.wire.incoming import IncomingCall, IncomingHttp
 from haclient.wire.relay import RelayedStream
 from haclient.wire.server import IncomingStream, ServerConnection, passed_on
 
@@ -39,9 +39,9 @@ Connection = ServerConnection[Head]
 _HEAD: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
 _HEAD_ID: Final = _HEAD + b"\x00" + bytes([len(REQUEST_ID)]) + REQUEST_ID.encode()
 _OK_TRAILERS: Final = encode_fields((("grpc-status", "0"),))
-_UNKNOWN_ENCODING: Final = encode_fields((("grpc-accept-encoding", ACCEPTED),))
 _HEALTH: Final = f"/{HEALTH}/"
 _CONNECT: Final = f"/{SERVICE}/Connect"
+_ABOUT_SERVERS: Final = frozenset((_CONNECT, f"/{SERVICE}/ShowCollections"))
 _ASCII_BYTES: Final = 127
 
 
@@ -170,8 +170,9 @@ class ProxyCall(IncomingCall):
     def _answered(self, outcome: Reply | HAClientError) -> None:
         reply = outcome if type(outcome) is Reply else self._told(outcome)
         message = reply.message
-        if self._method.path == _CONNECT and reply.code == 0 and self._exchange is not None:
-            message = self._introduced(message, self._exchange)
+        own: Metadata = ()
+        if self._method.path in _ABOUT_SERVERS and reply.code == 0 and self._exchange is not None:
+            message, own = self._about_us(message, self._exchange)
         if log.isEnabledFor(logging.DEBUG):
             self._log(logging.DEBUG, "answered", reply)
         mark = self._id.encode()
@@ -179,8 +180,8 @@ class ProxyCall(IncomingCall):
             head = _HEAD_ID + bytes([len(mark)]) + mark
         else:
             head = _HEAD + literal(REQUEST_ID.encode(), mark)
-        if reply.headers:
-            head += passed_on(reply.headers)
+        if reply.headers or own:
+            head += passed_on(reply.headers + own)
         if reply.code:
             tail = grpc.trailers_block(reply.code, reply.details)
             self.fail(head + tail + passed_on(reply.trailers))
@@ -196,12 +197,15 @@ class ProxyCall(IncomingCall):
         self._log(logging.WARNING, str(error), reply)
         return reply
 
-    def _introduced(self, message: bytes, exchange: Exchange) -> bytes:
-        """Take what the server calls the client, and give the client a name that is good for all servers."""
+    def _about_us(self, message: bytes, exchange: Exchange) -> tuple[bytes, Metadata]:
+        """Answer for all servers where one has answered for itself; returns the message, and fields beside it."""
         won = winner(exchange.call)
         if won is None:
-            return message
-        return self._gateway.sessions.introduce((won.cluster, won.endpoint), message)
+            return message, ()
+        if self._method.path == _CONNECT:
+            return self._gateway.sessions.introduce((won.cluster, won.endpoint), message), ()
+        several = not self._gateway.core.fleet.single_cluster()
+        return message, (SEVERAL_CLUSTERS,) if several else ()
 
     def on_answered(self) -> None:
         """See `IncomingCall`."""

@@ -18,7 +18,7 @@ from haclient.wire.server import IncomingStream, ServerConnection
 #: zlib's window bits by name.
 _DECODERS = {"gzip": 31, "deflate": 15}
 #: What a client may compress with: the value of ``grpc-accept-encoding``.
-ACCEPTED = ",".join(["identity", *_DECODERS])
+_ACCEPTED = ",".join(["identity", *_DECODERS])
 _TOO_MANY = "more than one message in a unary call"
 #: Decompressed at a time, so that the memory is asked for before it is taken.
 _PIECE_BYTES = 1 << 20
@@ -158,7 +158,9 @@ class IncomingCall(GatheredStream):
         name, limit = self.encoding(), self.connection.limits.max_message_bytes
         bits = _DECODERS.get(name)
         if bits is None:
-            self.refuse(grpc.UNIMPLEMENTED, f"grpc-encoding {name!r} is not known here; use one of {ACCEPTED}")
+            text = f"grpc-encoding {name!r} is not known here; use one of {_ACCEPTED}"
+            known = encode_fields((("grpc-accept-encoding", _ACCEPTED),))
+            self.fail(grpc.status_block(grpc.UNIMPLEMENTED, text) + known)
             return None
         decoder = zlib.decompressobj(bits)
         plain, rest = bytearray(), message

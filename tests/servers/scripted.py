@@ -93,8 +93,11 @@ class _Call(IncomingCall):
     def on_message(self, message: bytes) -> None:
         head, script = self._head, self._server.script
         metadata = dict((*head.metadata, *head.credentials))
-        if head.request_id:
-            metadata["client-request-id"] = head.request_id
+        metadata |= {
+            name: value
+            for name, value in (("client-request-id", head.request_id), ("identifier", head.identifier))
+            if value
+        }
         timeout_s = float("inf") if head.timeout_s is None else head.timeout_s
         request = Request(0.0, head.path.rpartition("/")[2], message, metadata, False, timeout_s)
         script.requests.append(request)
