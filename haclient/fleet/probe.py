@@ -29,6 +29,7 @@ from haclient.fleet.flight import UNAUTHENTICATED
 from haclient.fleet.look import Dialect, Look, ProbeFailed
 from haclient.fleet.node import Key, Node
 from haclient.milvus import messages
+from haclient.milvus.methods import SEVERAL_CLUSTERS
 from haclient.milvus.status import COLLECTION_NOT_FOUND, Verdict, classify
 
 #: Collections read per look, at most; the others follow in the next looks.
@@ -132,7 +133,8 @@ class MilvusLook(Look):
             reply, verdict = await self.ask(messages.show_collections(database=database))
             if verdict.action is Action.OK:
                 found = messages.read_collections(reply.message)
-                catalogue.update({(database, name): collection.id for name, collection in found.items()})
+                known = SEVERAL_CLUSTERS not in reply.headers
+                catalogue.update({(database, name): known * collection.id for name, collection in found.items()})
         self._node.catalogue = catalogue
         if catalogue:
             self._node.met_at = min(self._node.met_at, now)

@@ -32,6 +32,9 @@ from haclient.call import STATUS_IS, STATUS_NONE, Kind, Method
 SERVICE: Final = "milvus.proto.milvus.MilvusService"
 TELEMETRY: Final = "milvus.proto.milvus.ClientTelemetryService"
 HEALTH: Final = "grpc.health.v1.Health"
+#: Beside the answer to ShowCollections of a haclient proxy with several clusters: the ids in it are those of any one of
+#: them, and so prove nothing.
+SEVERAL_CLUSTERS: Final = ("haclient-clusters", "several")
 
 
 class _Class(NamedTuple):
