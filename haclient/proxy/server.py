@@ -100,9 +100,14 @@ class Server:
         )
         before, self._server = self._server, server
         if before is not None:
-            before.close()
+            self._stop_listening(before)
         if self._draining:
-            server.close()
+            self._stop_listening(server)
+
+    def _stop_listening(self, server: asyncio.Server) -> None:
+        # asyncio loses a connection that it has accepted, but not yet made, when its server closes: its client would
+        # hear nothing. All of this turn's are made before what is called from a timer.
+        self._loop.call_later(0, self._loop.call_soon, server.close)
 
     # -- connections
 
@@ -203,7 +208,7 @@ class Server:
         self._draining = True
         self._health.close()
         if self._server is not None:
-            self._server.close()
+            self._stop_listening(self._server)
         for door in list(self._doors):
             door.close()
         self._emptied = self._loop.create_future()
