@@ -154,6 +154,7 @@ class Session:
 
     def feed(self, data):
         self.fed += len(data)
+        self.upstream.fed += len(data)  # relays write there what comes here
         if not self.transport.closing:
             self.connection.data_received(data)
             self.loop.run()

@@ -11,6 +11,7 @@ from haclient.call import Reply
 from haclient.config import Config
 from haclient.proxy import server as server_module
 from haclient.wire import Channel, Target, frames
+from haclient.wire import server as wire
 from tests.servers.proxy import behind, listening, serving
 from tests.servers.scripted import RawClient, ScriptedMilvus, head_of, request
 
@@ -21,6 +22,8 @@ SEARCH = "/milvus.proto.milvus.MilvusService/Search"
 @pytest.fixture(autouse=True)
 def _often(monkeypatch):
     monkeypatch.setattr(server_module, "_SWEEP_S", 0.05)
+    for module in (server_module, wire):
+        monkeypatch.setattr(module, "_GOODBYE_S", 0.1)
 
 
 async def until(true):
