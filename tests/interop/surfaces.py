@@ -1,7 +1,7 @@
 """The same programs run by pymilvus' sync and async clients and its ORM, and what they were answered.
 
-Milvus is asked by all of them at the same time, each with names of its own, since most of what the programs take is
-Milvus' own waiting.
+Milvus can be asked by all of them at the same time, each with names of its own, since most of what the programs take
+is Milvus' own waiting.
 """
 
 from __future__ import annotations
@@ -249,8 +249,14 @@ async def reads(uri: str) -> Answers:
     return dict(zip(("sync", "async"), await asyncio.gather(one("sync"), one("async")), strict=True))
 
 
-async def lives(uri: str, mark: str) -> Answers:
-    """What all three are answered in a collection's life from create to drop; ``mark`` makes its names."""
+async def lives(uri: str, mark: str, *, in_turn: bool = False) -> Answers:
+    """What all three are answered in a collection's life from create to drop.
+
+    Args:
+        uri: Where.
+        mark: Makes the names.
+        in_turn: One after the other: milvus-lite trips over its own files when several change its catalogue.
+    """
 
     async def one(surface: str) -> Answers:
         # Milvus wants to know whose a privilege is, whether or not it checks who that is.
@@ -266,6 +272,7 @@ async def lives(uri: str, mark: str) -> Answers:
         finally:
             await asyncio.to_thread(connections.disconnect, alias)
 
-    answers = await asyncio.gather(one("sync"), one("async"), orm())
+    programs = [one("sync"), one("async"), orm()]
+    answers = [await program for program in programs] if in_turn else await asyncio.gather(*programs)
     plainly = json.dumps(dict(zip(("sync", "async", "orm"), answers, strict=True)), default=str)
     return json.loads(plainly.replace(mark, "MARK"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -43,5 +42,4 @@ async def test_reads_and_mistakes(lite: LiteServer, proxied: str) -> None:
 
 async def test_lives_of_collections(lite: LiteServer, proxied: str) -> None:
     """The same programs from create to drop are answered alike at every step."""
-    ours, theirs = await asyncio.gather(lives(proxied, "ours"), lives(lite.uri, "theirs"))
-    assert not differing(ours, theirs)
+    assert not differing(await lives(proxied, "ours", in_turn=True), await lives(lite.uri, "theirs", in_turn=True))
