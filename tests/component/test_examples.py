@@ -45,11 +45,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_grou
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two servers, and what plain pymilvus finds on them: sources and texts, by question."""
+    """Two servers, and what plain pymilvus finds on each: sources and texts, by question.
+
+    Passages with the same score come in any order, and not in the same one on both.
+    """
 
     a: LiteServer
     b: LiteServer
-    expected: dict[str, list[tuple[str, str]]]
+    expected: dict[str, tuple[list[tuple[str, str]], ...]]
 
     @property
     def uris(self) -> list[str]:
@@ -70,15 +73,19 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 assert Indexer(client, COLLECTION, embedder=embedder).add_sync(sources).failed == ()
                 client.flush(COLLECTION)
         vectors = portal().run(embedder.embed(questions, queries=True)).tolist()
-        plain = fill.connect(servers[0].uri)
-        found = plain.search(COLLECTION, data=vectors, limit=K, output_fields=["source", "text"])
-        plain.close()
-        hits = [[(hit["entity"]["source"], hit["entity"]["text"]) for hit in answer] for answer in found]
-        yield Corpus(*servers, dict(zip(questions, hits, strict=True)))
+        hits = [_hits(server.uri, vectors) for server in servers]
+        yield Corpus(*servers, dict(zip(questions, zip(*hits, strict=True), strict=True)))
     finally:
         for server in servers:
             asyncio.run(server.close())
         portal().run(embedder.aclose())
+
+
+def _hits(uri: str, vectors: list[list[float]]) -> list[list[tuple[str, str]]]:
+    plain = fill.connect(uri)
+    found = plain.search(COLLECTION, data=vectors, limit=K, output_fields=["source", "text"])
+    plain.close()
+    return [[(hit["entity"]["source"], hit["entity"]["text"]) for hit in answer] for answer in found]
 
 
 @pytest.fixture
@@ -134,6 +141,13 @@ def shown(lines: list[str]) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in found if match]
 
 
+def fits(found: list[tuple[str, str]], expected: list[tuple[str, str]]) -> bool:
+    """Whether what was printed is this answer."""
+    texts = [" ".join(text.split()) for _, text in expected]
+    begins = all(text.startswith(begin) for (_, begin), text in zip(found, texts, strict=True))
+    return begins and [source for source, _ in found] == [source for source, _ in expected]
+
+
 def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs the package {package}")
 
@@ -168,9 +182,7 @@ async def test_every_question_is_answered_rightly_while_a_server_is_killed(
             lines = await read_answer(process)
             assert lines[:1] == [question], complaints.read_text()
             found = shown(lines[1:])
-            assert [source for source, _ in found] == [source for source, _ in expected], question
-            texts = [" ".join(text.split()) for _, text in expected]
-            assert all(text.startswith(begin) for (_, begin), text in zip(found, texts, strict=True))
+            assert any(fits(found, one) for one in expected), question
     process.stdin.write_eof()
     assert await process.wait() == 0, complaints.read_text()
     assert "Traceback" not in complaints.read_text()
@@ -194,12 +206,12 @@ async def test_the_service_answers_every_question_while_a_server_is_killed(
             assert process.returncode is None, complaints.read_text()
             await asyncio.sleep(0.1)
 
-        async def ask(question: str, expected: list[tuple[str, str]]) -> None:
+        async def ask(question: str, expected: tuple[list[tuple[str, str]], ...]) -> None:
             async with slots:
                 reply = await http.post("/ask", json={"question": question, "k": K})
             assert reply.status_code == 200, reply.text
             answer = reply.json()
-            assert answer["sources"] == [source for source, _ in expected]
+            assert answer["sources"] in [[source for source, _ in one] for one in expected]
             assert not answer["stale"]
             answers.append(answer)
             if len(answers) == KILL_AFTER:
