@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import logging
 import random
 import time
 
@@ -486,6 +487,7 @@ def main():
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    logging.disable(logging.WARNING)
     began = time.perf_counter()
     stats = fuzz(options.frames, options.seed)
     for name, value in sorted(stats.items()):

@@ -101,15 +101,15 @@ async def test_a_watcher_that_does_not_listen_is_told_when_it_does():
     """It missed a change, and must not go on believing what is over."""
     peer = Peer({4: 7})  # room for one message
     peer.ask(1, WATCH)
-    for ready in (False, True, False):
+    for ready in (False, True):
         peer.ready = ready
         peer.health.changed()
     assert await peer.read(1) == [SERVING]
     peer.connection.data_received(frames.window_update(1, 70))
-    assert await peer.read(1) == [SERVING, NOT_SERVING]
-    peer.ready = True
-    peer.health.changed()
     assert await peer.read(1) == [SERVING, NOT_SERVING, SERVING]
+    peer.ready = False
+    peer.health.changed()
+    assert await peer.read(1) == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
 
 
 async def test_watchers_are_told_of_the_end():

@@ -486,3 +486,30 @@ async def test_sweeping_relays(bridge):
     assert silent in b.peer.server.streams
     b.peer.transport.lose()
     await b.end()
+
+
+async def test_a_stream_that_is_now_and_then_slow(bridge):
+    """Each part that waits has all the time of its own, however alike they are."""
+    b = await bridge()
+    b.peer.refill = False
+    stream = b.open()
+    await turns()
+    b.server.h2.send_headers(1, HEAD[:2])
+    b.server.h2.send_data(1, bytes(15_000))
+    now = b.peer.server.loop.time()
+    for later in (0.0, 1_000.0, 2_000.0):
+        for _ in range(4):
+            b.server.h2.send_data(1, bytes(16_000))
+        b.server.flush()
+        await turns()
+        assert b.peer.server.streams[stream].outgoing is not None
+        b.peer.server.sweep(now + later, 10.0, 30.0)
+        b.peer.server.sweep(now + later + 29.0, 10.0, 30.0)
+        for window in (None, stream):
+            b.peer.h2.increment_flow_control_window(64_000, window)
+        b.peer.flush()
+        await turns()
+        b.peer.server.sweep(now + later + 30.0, 10.0, 30.0)
+    assert not b.peer.resets
+    b.peer.transport.lose()
+    await b.end()
