@@ -10,6 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final, final
 
 from haclient.call import Call
+from haclient.errors import Unavailable
 from haclient.fleet import breaker, identity
 from haclient.fleet.node import Cluster, Key
 
@@ -34,15 +35,16 @@ class Homes:
             call: The call. The first one about a collection settles its home; it stays while one of the cluster's
                 endpoints is in rotation.
             collection_id: The id by which the call names its collection, 0 if it does not.
+
+        Raises:
+            Unavailable: No cluster has a collection of that id.
         """
         fleet = self._fleet
         if fleet.single_cluster():
             return None
-        if identity.proves(collection_id):
-            for node in fleet.nodes():
-                if collection_id in node.catalogue.values():
-                    return node.cluster.name
         key = (call.database, call.collection)
+        if identity.proves(collection_id):
+            return self._by_id(call, key, collection_id)
         here = {cluster.name: cluster for cluster in fleet.clusters if any(not n.drained for n in cluster.nodes)}
         name = self._names.get(key)
         if name not in here and here:
@@ -50,6 +52,23 @@ class Homes:
                 self._names.clear()
             name = self._names[key] = min(here.values(), key=lambda cluster: self._fitness(cluster, key)).name
         return name if name in here else None
+
+    def _by_id(self, call: Call, key: Key, collection_id: int) -> str:
+        """Return the cluster that has the id; if none is known to, the first of those that may have it."""
+        possible = []
+        for cluster in self._fleet.clusters:
+            catalogues = [node.catalogue for node in cluster.nodes]
+            if any(collection_id in catalogue.values() for catalogue in catalogues):
+                return cluster.name
+            if not any(identity.proves(catalogue.get(key, 0)) for catalogue in catalogues):
+                possible.append(cluster)  # it has not been seen yet, or the collection has another name there
+        if not possible:
+            raise Unavailable(
+                f"{call.method.name} {call.collection}: this page of an iterator belongs to a collection with id "
+                f"{collection_id}, which no cluster has now. Begin the iterator anew.",
+                call.attempts,
+            )
+        return min(possible, key=lambda cluster: self._fitness(cluster, key)).name
 
     def rename(self, old: str, new: str) -> None:
         """Give everything of one cluster to another: they turned out to be one."""

@@ -478,5 +478,25 @@ def test_two_processes_settle_on_the_same_home():
     assert first[1:] == ("b:1", "c:1")
 
 
+def test_a_page_goes_on_where_it_began_or_not_at_all():
+    """Its cluster may be dead and unseen since a restart: then the page waits for it, and goes to no other one."""
+    page = Call(named("Query"), b"", (), 1.0, collection="docs")
+    config = Config.load(["http://a:1", "http://b:1"])
+
+    async def settle(seen):
+        core = Core(config, lambda *_: SilentTransport(), EventBus(), random.Random(1), asyncio.get_running_loop())
+        for node in core.fleet.nodes():
+            node.catalogue = {("", "docs"): seen[node.name]} if node.name in seen else {}
+        try:
+            return core.fleet.homes.of(page, 1 << 51)
+        finally:
+            await core.aclose()
+
+    assert asyncio.run(settle({"a:1": 1 << 50})) == "b:1"
+    assert asyncio.run(settle({"b:1": 1 << 50})) == "a:1"
+    with pytest.raises(Unavailable, match="Begin the iterator anew"):
+        asyncio.run(settle({"a:1": 1 << 50, "b:1": (1 << 50) + 1}))
+
+
 class SilentTransport:
     async def aclose(self): ...
