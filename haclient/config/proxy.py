@@ -57,9 +57,9 @@ class ProxyLimits(Section):
     lag_s: Seconds = 0.1
     #: Largest list of headers, in bytes.
     header_bytes: int = Field(default=65_536, ge=1_024, le=1 << 24)
-    #: Time for the first bytes, TLS included, and for a request to arrive whole after its last byte, in seconds.
+    #: Time for the first bytes, TLS included, and between two parts of a request (16 KiB, or its rest), in seconds.
     request_s: Seconds = 30.0
-    #: Time in which a client must take a part of a reply that waits for it, in seconds.
+    #: Time in which a client must take a part (16 KiB, or the rest) of a reply that waits for it, in seconds.
     reply_s: Seconds = 30.0
     #: Time after which a connection without calls is closed, in seconds.
     idle_s: Seconds = 3_600.0

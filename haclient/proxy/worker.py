@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -226,10 +227,18 @@ def main() -> None:
     """Run a worker; the supervisor gives the numbers of the sockets that it inherits."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _raise_descriptors()
     gc.freeze()  # modules and classes stay: no need to look at them again and again
     end, *listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(Worker(listening).run(end))
+
+
+def _raise_descriptors() -> None:
+    """Use as many descriptors as the process may have: the usual limit is far below `ProxyLimits.connections`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

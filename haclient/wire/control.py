@@ -73,9 +73,6 @@ class Control(Writer):
     def on_stream_gone(self) -> None:
         """A stream has left `streams`."""
 
-    def on_peer_reset(self) -> None:
-        """The peer has reset a stream that was open."""
-
     # -- frames
 
     def _control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
@@ -138,7 +135,6 @@ class Control(Writer):
             return
         self.stop_sending(stream)
         stream.local_closed = True
-        self.on_peer_reset()
         stream.on_reset(_U32.unpack(payload)[0])
         self.on_stream_gone()
 
