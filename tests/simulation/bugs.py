@@ -20,6 +20,7 @@ from haclient.fleet.balancer import Balancer
 from haclient.fleet.breaker import Gate
 from haclient.fleet.fleet import Fleet
 from haclient.fleet.flight import Flight
+from haclient.fleet.homes import Homes
 from haclient.fleet.keeper import Keeper
 from haclient.fleet.look import Look
 from haclient.fleet.probe import MilvusLook
@@ -262,7 +263,7 @@ def has_no_panic_mode() -> list[Patch]:
 
 @bug("pin")
 def forgets_where_a_page_belongs() -> list[Patch]:
-    return [(Fleet, "home", lambda self, call: None)]
+    return [(Homes, "of", lambda self, call, collection_id=0: None)]
 
 
 @bug("timestamp")
