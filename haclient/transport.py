@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 
 from haclient.call import Transport
 from haclient.config import ClusterConfig, Config, EndpointConfig
@@ -36,17 +37,20 @@ def connector(config: Config, loop: asyncio.AbstractEventLoop, rng: random.Rando
 
 
 def _target(cluster: ClusterConfig, endpoint: EndpointConfig) -> Target:
-    tls = None
-    if endpoint.secure or cluster.secure:
-        tls = client_context(
-            ca_file=cluster.server_pem_path or cluster.ca_pem_path or None,
-            cert_file=cluster.client_pem_path or None,
-            key_file=cluster.client_key_path or None,
-        )
+    tls = tls_of(cluster) if endpoint.secure or cluster.secure else None
     return Target(
         host=endpoint.host,
         port=endpoint.port,
         unix_path=endpoint.path if endpoint.scheme == "unix" else "",
         tls=tls,
         server_name=cluster.server_name,
+    )
+
+
+def tls_of(cluster: ClusterConfig) -> ssl.SSLContext:
+    """Make a context for connections to a cluster; it offers HTTP/2."""
+    return client_context(
+        ca_file=cluster.server_pem_path or cluster.ca_pem_path or None,
+        cert_file=cluster.client_pem_path or None,
+        key_file=cluster.client_key_path or None,
     )

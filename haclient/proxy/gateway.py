@@ -36,8 +36,7 @@ log = logging.getLogger("haclient.proxy.calls")
 
 Connection = ServerConnection[Head]
 
-_HEAD: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
-_HEAD_ID: Final = _HEAD + b"\x00" + bytes([len(REQUEST_ID)]) + REQUEST_ID.encode()
+_HEAD_ID: Final = grpc.RESPONSE + b"\x00" + bytes([len(REQUEST_ID)]) + REQUEST_ID.encode()
 _OK_TRAILERS: Final = encode_fields((("grpc-status", "0"),))
 _HEALTH: Final = f"/{HEALTH}/"
 _CONNECT: Final = f"/{SERVICE}/Connect"
@@ -179,7 +178,7 @@ class ProxyCall(IncomingCall):
         if len(mark) < _ASCII_BYTES:
             head = _HEAD_ID + bytes([len(mark)]) + mark
         else:
-            head = _HEAD + literal(REQUEST_ID.encode(), mark)
+            head = grpc.RESPONSE + literal(REQUEST_ID.encode(), mark)
         if reply.headers or own:
             head += passed_on(reply.headers + own)
         if reply.code:

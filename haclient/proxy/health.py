@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, final
 
 from haclient.wire import grpc
 from haclient.wire.grpc import message_prefix
-from haclient.wire.headers import encode_fields
 from haclient.wire.incoming import IncomingCall
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 _SERVING: Final = b"\x08\x01"
 _NOT_SERVING: Final = b"\x08\x02"
-_HEAD: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
 _MOST_BYTES: Final = 4_096
 
 
@@ -94,9 +92,9 @@ class _HealthCall(IncomingCall):
     def on_message(self, message: bytes) -> None:
         """Answer."""
         if self._name == "Check":
-            self.answer(_HEAD, self._health.message(), grpc.trailers_block(grpc.OK))
+            self.answer(grpc.RESPONSE, self._health.message(), grpc.trailers_block(grpc.OK))
         elif self._name == "Watch":
-            self.respond(_HEAD, end=False)
+            self.respond(grpc.RESPONSE, end=False)
             self._health.watch(self)
         else:
             self.refuse(grpc.UNIMPLEMENTED, f"grpc.health.v1.Health has no {self._name!r}")

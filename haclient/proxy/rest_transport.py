@@ -26,8 +26,8 @@ from haclient.fleet.flight import UNAUTHENTICATED
 from haclient.fleet.membership import Connect
 from haclient.proxy.rest_routes import STATUS, VERB, lacks_route
 from haclient.retrieval.embed.http import Exchange
+from haclient.transport import tls_of
 from haclient.wire.channel import Channel
-from haclient.wire.tls import client_context
 
 #: Idle connections are closed soon: a request that meets the server's own close may have to be given up as sent.
 _KEEP_S: Final = 4.0
@@ -117,7 +117,7 @@ class RestTransport:
         if cluster.server_name:
             self._options["sni_hostname"] = cluster.server_name
         self._http = httpx.AsyncHTTPTransport(
-            verify=_tls(cluster) if endpoint.secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=tls_of(cluster) if endpoint.secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             trust_env=False,
             # How many requests there may be is decided above.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_S),
@@ -209,15 +209,6 @@ class RestTransport:
         # A client's own credentials may be wrong; the endpoint is only denied to us if the cluster's are.
         code = UNAUTHENTICATED if status == httpx.codes.UNAUTHORIZED and self._token else 0
         return Reply(bytes(body), code, headers=((STATUS, str(status)), *headers))
-
-
-def _tls(cluster: ClusterConfig) -> ssl.SSLContext:
-    """Make a context of our own: httpx offers HTTP/1.1 through it, and gRPC's offers HTTP/2."""
-    return client_context(
-        ca_file=cluster.server_pem_path or cluster.ca_pem_path or None,
-        cert_file=cluster.client_pem_path or None,
-        key_file=cluster.client_key_path or None,
-    )
 
 
 def _in_tls(error: BaseException) -> bool:

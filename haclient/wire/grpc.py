@@ -124,7 +124,7 @@ def trailers_block(code: int, details: str = "") -> bytes:
 
 def status_block(code: int, details: str) -> bytes:
     """Encode the only header block of an answer that is a status and nothing else."""
-    return _RESPONSE + trailers_block(code, details)
+    return RESPONSE + trailers_block(code, details)
 
 
 def encode_message(text: str) -> str:
@@ -133,7 +133,7 @@ def encode_message(text: str) -> str:
 
 
 #: What every gRPC response begins with.
-_RESPONSE: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
+RESPONSE: Final = encode_fields(((":status", "200"), ("content-type", "application/grpc")))
 
 _TIMEOUT_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 #: ``TimeoutValue`` has at most eight digits.
