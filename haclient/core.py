@@ -371,7 +371,7 @@ class Exchange:
             if self._task is None:
                 self._race = race
         else:
-            self._go_on(core._stack(self.call))
+            self._go_on(lambda: core._stack(self.call))
 
     def _tried(self, attempt: Attempt | None) -> None:
         """Take the outcome of the first try."""
@@ -380,7 +380,7 @@ class Exchange:
         if attempt is None or attempt.action is not Action.OK:
             if attempt is not None:
                 core._quarantine.note(call)
-            self._go_on(core._stack.after(call, attempt))
+            self._go_on(lambda: core._stack.after(call, attempt))
             return
         reply = attempt.reply
         assert reply is not None
@@ -388,16 +388,17 @@ class Exchange:
         core._report(call, "ok", self._start)
         self._done(reply)
 
-    def _go_on(self, answering: Awaitable[Reply]) -> None:
+    def _go_on(self, answer: Callable[[], Awaitable[Reply]]) -> None:
         core = self._core
-        task = self._task = core.loop.create_task(self._finish(core._observe(self.call, answering, self._start)))
+        task = self._task = core.loop.create_task(self._finish(answer))
         core._exchanges.add(task)
         task.add_done_callback(core._exchanges.discard)
 
-    async def _finish(self, answering: Awaitable[Reply]) -> None:
+    async def _finish(self, answer: Callable[[], Awaitable[Reply]]) -> None:
+        # Begun here, not by whoever makes the task: one that is cancelled before its first step leaves nothing behind.
         outcome: Reply | HAClientError
         try:
-            outcome = await answering
+            outcome = await self._core._observe(self.call, answer(), self._start)
         except HAClientError as error:
             outcome = error
         except Exception as error:

@@ -77,13 +77,11 @@ class Gateway:
         if not head.grpc:
             return ProxyRequest(connection, self, head)
         known = head.method
-        if known is not None and not known.streaming and known.kind is not Kind.PROBE:
-            return ProxyCall(connection, self, head, known)
-        if head.path.startswith(_HEALTH):
+        if (known is None or known.kind is Kind.PROBE) and head.path.startswith(_HEALTH):
             return self.health.stream(connection, head.path)
-        if known is not None and not known.streaming:
-            return ProxyCall(connection, self, head, known)
-        return ProxyStream(connection, self, head)
+        if known is None or known.streaming:
+            return ProxyStream(connection, self, head)
+        return ProxyCall(connection, self, head, known)
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Answer a plain HTTP request."""

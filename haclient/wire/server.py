@@ -81,10 +81,6 @@ class IncomingStream(Stream):
             self.local_closed = True
             connection.answered(self)
 
-    def abort(self, code: int) -> None:
-        """Reset the stream."""
-        self.connection.drop(self, code)
-
 
 class ServerConnection(Guarded[H], Generic[H]):
     """A connection that calls come in on.
