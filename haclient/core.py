@@ -434,6 +434,6 @@ def _refused(call: Call, fleet: Fleet) -> WriteRefused:
     names = ", ".join(cluster.name for cluster in fleet.clusters)
     return WriteRefused(
         f"{call.method.name} {call.collection}: not sent. There are {len(fleet.clusters)} clusters ({names}) and "
-        'replication = "none", so a write to one would make them differ. Write to one cluster with a client of its '
+        'replication.mode = "none", so a write to one would make them differ. Write to one cluster with a client of its '
         "own, or, if these are endpoints of one cluster, list them under one [[cluster]]."
     )

@@ -12,6 +12,11 @@
     │   ├── AttemptTimeout       no answer within the attempt's time
     │   ├── ProtocolError        the peer broke HTTP/2 or gRPC framing
     │   └── TransportClosed      we closed it
+    ├── LogError                 the mutation log failed
+    │   ├── LogUnavailable       it cannot be reached or written now
+    │   ├── LogFull              it has no room for another entry
+    │   ├── LogTrimmed           the entries asked for have been removed
+    │   └── LogCorrupt           what is stored is not what was written
     └── CallError                a call failed; carries every attempt
         ├── Unavailable          no endpoint could answer: try again later
         ├── DeadlineExceeded     time ran out first
@@ -118,6 +123,38 @@ class TransportClosed(WireError):
         super().__init__(message, sent=sent)
 
 
+class LogError(HAClientError):
+    """The mutation log failed; the message says which log, what happened and what to do."""
+
+
+@final
+class LogUnavailable(LogError):
+    """The log cannot be reached or written now (connection, quorum, disk full, read-only).
+
+    Attributes:
+        sent: Whether the change may have happened all the same.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+@final
+class LogFull(LogError):
+    """The log has no room; nothing was added."""
+
+
+@final
+class LogTrimmed(LogError):
+    """The entries asked for have been removed: whoever needs them must be copied anew."""
+
+
+@final
+class LogCorrupt(LogError):
+    """What is stored is not what was written; nothing more is written to it."""
+
+
 class CallError(HAClientError):
     """A call failed for good.
 
@@ -147,7 +184,15 @@ class PoisonedCall(CallError):
 
 
 class WriteNotConfirmed(CallError):
-    """The write was sent and no answer came: it may or may not have happened."""
+    """The write was sent and no answer came: it may or may not have happened.
+
+    Attributes:
+        seq: Its number in the mutation log: it happens, once, and only when is not known. 0 if it has none.
+    """
+
+    def __init__(self, summary: str, attempts: Sequence[Attempt] = (), *, code: int = 65535, seq: int = 0) -> None:
+        super().__init__(summary, attempts, code=code)
+        self.seq = seq
 
 
 class WriteRefused(CallError):

@@ -89,7 +89,10 @@ class ConfigError(errors.ConfigError, _Milvus):
 def milvus_error(error: errors.CallError | errors.ConfigError) -> errors.HAClientError:
     """Return the same error, as a `MilvusException` too."""
     if isinstance(error, errors.CallError):
-        return _twin(type(error), error.summary, error.attempts, error.code)
+        twin = _twin(type(error), error.summary, error.attempts, error.code)
+        if isinstance(error, errors.WriteNotConfirmed):
+            twin.seq = error.seq  # type: ignore[attr-defined]
+        return twin
     return error if isinstance(error, ConfigError) else ConfigError(str(error))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Self, final
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from haclient.config.address import DEFAULT_URI
 from haclient.config.cluster import ClusterConfig
 from haclient.config.problems import Problem, config_error, fail_all, kind_of, problems_of
 from haclient.config.proxy import Proxy
+from haclient.config.replication import Replication
 from haclient.config.section import Section, duplicates
 from haclient.config.sections import Breaker, Health, Hedge, Retry, Timeouts, Wire
 
@@ -41,8 +42,8 @@ class Config(Section):
     zone: str = ""
     #: Database used unless a call names one; "" means the default one.
     database: str = ""
-    #: How writes reach several clusters; "none" means they are refused if there are several.
-    replication: Literal["none"] = "none"
+    #: How writes reach several clusters.
+    replication: Replication = Replication()
     #: Times of whole calls.
     timeouts: Timeouts = Timeouts()
     #: Probes and detection.

@@ -233,7 +233,7 @@ async def test_writes_to_several_clusters_are_refused_and_nothing_is_sent(two):
             lambda: client.drop_collection(COLLECTION),
             lambda: client.create_database("x"),
         ):
-            with pytest.raises(haclient.WriteRefused, match=r'There are 2 clusters .* replication = "none"'):
+            with pytest.raises(haclient.WriteRefused, match=r'There are 2 clusters .* replication\.mode = "none"'):
                 await write()
         assert len(await client.query(COLLECTION, filter="id in [1, 999]", output_fields=["id"])) == 1
 

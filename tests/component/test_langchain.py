@@ -154,7 +154,7 @@ def test_several_clusters_are_read_and_not_written(make: Make, servers: list[Lit
         make(uri=server.uri).add_texts(TEXTS, ids=TEXTS)
     both = make(uri=[server.uri for server in servers])
     assert both.similarity_search(TEXTS[1], k=1)[0].id == TEXTS[1]
-    refused = r'not sent\. There are 2 clusters .* replication = "none"'
+    refused = r'not sent\. There are 2 clusters .* replication\.mode = "none"'
     with pytest.raises(WriteRefused, match=refused):
         both.add_texts(["new"])
     with pytest.raises(WriteRefused, match=refused):

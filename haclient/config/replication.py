@@ -1,0 +1,78 @@
+"""How writes reach several clusters: ``[replication]``."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Self, TypeAlias, final
+
+from pydantic import Field, SecretStr, model_validator
+
+from haclient.config.problems import Problem, fail_all
+from haclient.config.section import Count, Seconds, Section
+
+#: What must have happened before a write is answered.
+Ack: TypeAlias = Literal["log", "one", "quorum", "all"]
+ACKS: Final[tuple[Ack, ...]] = ("log", "one", "quorum", "all")
+ETCD: Final = "etcd://"
+
+
+@final
+class Replication(Section):
+    """How writes reach several clusters. In a file: ``[replication]``."""
+
+    #: "none": with several clusters writes are refused. "mirror": every write goes into the log, and from there to all.
+    mode: Literal["none", "mirror"] = "none"
+    #: The mutation log: path of an SQLite file, or etcd://host:port,host:port; "" is a process that only reads.
+    log: str = ""
+    #: What a write waits for: "log", or that "one", a "quorum" or "all" of the clusters have it.
+    ack: Ack = "one"
+    #: Staleness that a Bounded read accepts of a cluster, in seconds.
+    bounded_s: Seconds = 5.0
+    #: Time in which a cluster must answer one applied batch, in seconds; longer each time it does not.
+    apply_timeout_s: Seconds = 5.0
+    #: Time after which another process goes on applying if this one has gone silent, in seconds.
+    lease_s: Seconds = 1.5
+    #: Time a cluster is left alone after a request to it went unanswered and it answers again, in seconds.
+    settle_s: Seconds = 1.0
+    #: Most bytes of one batch sent to a cluster.
+    batch_bytes: int = Field(default=8 << 20, ge=1 << 16)
+    #: Most entries that the log holds before the slowest cluster is left behind, to be reseeded.
+    max_entries: Count = 1_000_000
+    #: Most bytes that the log holds before the slowest cluster is left behind, to be reseeded.
+    max_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    #: Copy an empty or left-behind cluster anew from another one, without being told to.
+    auto_reseed: bool = False
+    #: Largest existing collection that is compared and adopted at its first write; larger ones need `haclient verify`.
+    adopt_rows: Count = 10_000
+    #: Time between two marks of how far it is, written into each cluster for processes without the log, in seconds.
+    watermark_s: Seconds = 1.0
+    #: User of etcd.
+    etcd_user: str = ""
+    #: Password of etcd.
+    etcd_password: SecretStr = SecretStr("")
+    #: PEM file of the authorities that sign etcd's certificates; "" means no TLS.
+    etcd_ca_file: str = ""
+    #: PEM file of the client's certificate for etcd.
+    etcd_cert_file: str = ""
+    #: PEM file of its private key.
+    etcd_key_file: str = ""
+    #: Where the log's keys begin in etcd.
+    etcd_prefix: str = Field(default="/haclient/", min_length=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        problems: list[Problem] = []
+        if self.log.startswith(ETCD) and not all(_is_address(one) for one in self.log[len(ETCD) :].split(",")):
+            problems.append((("log",), f'"{self.log}" does not list addresses; write etcd://host:2379,host:2379'))
+        elif "://" in self.log and not self.log.startswith(ETCD):
+            problems.append((("log",), f'"{self.log}" is no log that is known; write a path or etcd://host:2379'))
+        if bool(self.etcd_cert_file) != bool(self.etcd_key_file):
+            missing = "etcd_key_file" if self.etcd_cert_file else "etcd_cert_file"
+            problems.append(((missing,), "is missing; a client certificate needs both files"))
+        if problems:
+            raise fail_all(problems)
+        return self
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65_536

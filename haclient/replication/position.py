@@ -1,0 +1,125 @@
+"""How far one cluster has applied the log.
+
+Decision made here: a cluster's whole place in the log is one small value, written as one fact by its applier. Entries
+up to ``low`` are done in every stream that is not parked; ``ahead`` names the streams that are further. So the value is
+as large as the number of streams that are written to at once, not as the number of collections.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import orjson
+
+from haclient.replication.log import Stream
+
+#: Facts: one position for each cluster.
+POSITION: Final = "position/"
+
+
+class Standing(enum.Enum):
+    """What a cluster is to the others."""
+
+    #: It applies what comes: it may have begun anything that is in the log.
+    IN_SYNC = "in_sync"
+    #: It does not answer, or is drained: it has begun nothing above `Position.begun`, and says so before it goes on.
+    AWAY = "away"
+    #: What it lacks is not in the log any more, or it has lost what it had: it is to be copied from another one.
+    NEEDS_RESEED = "needs_reseed"
+    #: It is being copied from another one.
+    RESEEDING = "reseeding"
+
+
+@final
+@dataclass(slots=True)
+class Parked:
+    """A stream that has stopped on one cluster, at an entry that it cannot take.
+
+    Attributes:
+        seq: The entry.
+        reason: Why, for a person.
+    """
+
+    seq: int
+    reason: str
+
+
+@final
+@dataclass(slots=True)
+class Position:
+    """One cluster's place in the log.
+
+    Attributes:
+        low: Every entry up to it is done, but for those of parked streams.
+        ahead: Highest entry done of streams that are further than ``low``.
+        parked: Streams that have stopped.
+        timestamps: Newest timestamp of the cluster's own clock for a write to a stream; of streams written lately.
+        standing: What the cluster is to the others.
+        begun: Of a cluster that is away: the highest entry that may have been begun.
+        epoch: Epoch of the lease of whoever wrote it.
+        blocked: Why it takes no writes at present (quota, denial), "" if it does.
+    """
+
+    low: int = 0
+    ahead: dict[Stream, int] = field(default_factory=dict)
+    parked: dict[Stream, Parked] = field(default_factory=dict)
+    timestamps: dict[Stream, int] = field(default_factory=dict)
+    standing: Standing = Standing.IN_SYNC
+    begun: int = 0
+    epoch: int = 0
+    blocked: str = ""
+
+    def applied(self, stream: Stream) -> int:
+        """Return the highest seq up to which every entry of a stream is done."""
+        parked = self.parked.get(stream)
+        if parked is not None:
+            return parked.seq - 1
+        return max(self.low, self.ahead.get(stream, 0))
+
+    def encode(self) -> bytes:
+        """Write it as a fact's value."""
+        return orjson.dumps(
+            {
+                "low": self.low,
+                "ahead": {_text(stream): seq for stream, seq in self.ahead.items()},
+                "parked": {_text(stream): [one.seq, one.reason] for stream, one in self.parked.items()},
+                "timestamps": {_text(stream): value for stream, value in self.timestamps.items()},
+                "standing": self.standing.value,
+                "begun": self.begun,
+                "epoch": self.epoch,
+                "blocked": self.blocked,
+            }
+        )
+
+    @classmethod
+    def decode(cls, value: bytes) -> Position:
+        """Read a fact's value.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            known: dict[str, Any] = orjson.loads(value)
+            return cls(
+                low=known["low"],
+                ahead={_stream(text): seq for text, seq in known["ahead"].items()},
+                parked={_stream(text): Parked(seq, reason) for text, (seq, reason) in known["parked"].items()},
+                timestamps={_stream(text): one for text, one in known["timestamps"].items()},
+                standing=Standing(known["standing"]),
+                begun=known["begun"],
+                epoch=known["epoch"],
+                blocked=known["blocked"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a position: {error!r}") from None
+
+
+def _text(stream: Stream) -> str:
+    return "/".join(stream)
+
+
+def _stream(text: str) -> Stream:
+    database, _, collection = text.partition("/")
+    return database, collection
