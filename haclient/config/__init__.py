@@ -16,6 +16,7 @@ and ``$$`` is a dollar sign; arguments are taken literally, as pymilvus takes th
     section     what every table is
     cluster     clusters and endpoints
     sections    time-outs, health, breaker, hedge, retry, wire
+    replication how writes reach several clusters
     proxy       the standalone proxy
     model       the whole
 """
@@ -24,6 +25,7 @@ from haclient.config.address import DEFAULT_URI, redact
 from haclient.config.cluster import ClusterConfig, EndpointConfig
 from haclient.config.model import Config
 from haclient.config.proxy import Proxy, ProxyLimits, ProxyTLS
+from haclient.config.replication import Replication
 from haclient.config.sections import Breaker, Canary, Health, Hedge, Retry, Timeouts, Wire
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Proxy",
     "ProxyLimits",
     "ProxyTLS",
+    "Replication",
     "Retry",
     "Timeouts",
     "Wire",

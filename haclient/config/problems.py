@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from haclient.errors import ConfigError
 
-SECRET_KEYS = frozenset({"token", "user", "password", "admin_token", "tokens"})
+SECRET_KEYS = frozenset({"token", "user", "password", "admin_token", "tokens", "etcd_password"})
 
 Loc: TypeAlias = tuple[str | int, ...]
 Problem: TypeAlias = tuple[Loc, str]
@@ -122,7 +122,7 @@ def _explain(model: type[BaseModel], loc: Loc, detail: ErrorDetails) -> str:
         return f"is empty; {instead}"
     if kind in _BOUNDS:
         bound, text = _BOUNDS[kind]
-        return f"{text} {context[bound]:g}, got {kind_of(given, show=not secret)}; {instead}"
+        return f"{text} {context[bound]:.15g}, got {kind_of(given, show=not secret)}; {instead}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, got {kind_of(given, show=not secret)}; {instead}"
     return f"is not right ({kind.replace('_', ' ')}); {instead}"

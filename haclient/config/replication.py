@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, Self, TypeAlias, final
 
 from pydantic import Field, SecretStr, model_validator
 
+from haclient.config import pem, sources
 from haclient.config.problems import Problem, fail_all
 from haclient.config.section import Count, Seconds, Section
 
@@ -21,7 +23,8 @@ class Replication(Section):
 
     #: "none": with several clusters writes are refused. "mirror": every write goes into the log, and from there to all.
     mode: Literal["none", "mirror"] = "none"
-    #: The mutation log: path of an SQLite file, or etcd://host:port,host:port; "" is a process that only reads.
+    #: The mutation log: path of an SQLite file on a local disk, or etcd://host:port,host:port (addresses of one etcd,
+    #: not of a Milvus' own); "" is a process that only reads.
     log: str = ""
     #: What a write waits for: "log", or that "one", a "quorum" or "all" of the clusters have it.
     ack: Ack = "one"
@@ -45,34 +48,66 @@ class Replication(Section):
     adopt_rows: Count = 10_000
     #: Time between two marks of how far it is, written into each cluster for processes without the log, in seconds.
     watermark_s: Seconds = 1.0
-    #: User of etcd.
+    #: User of etcd; together with ``etcd_password``.
     etcd_user: str = ""
-    #: Password of etcd.
+    #: Password of etcd; together with ``etcd_user``.
     etcd_password: SecretStr = SecretStr("")
     #: PEM file of the authorities that sign etcd's certificates; "" means no TLS.
     etcd_ca_file: str = ""
     #: PEM file of the client's certificate for etcd.
     etcd_cert_file: str = ""
-    #: PEM file of its private key.
+    #: PEM file of its private key, without a pass phrase.
     etcd_key_file: str = ""
     #: Where the log's keys begin in etcd.
     etcd_prefix: str = Field(default="/haclient/", min_length=1)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        problems: list[Problem] = []
-        if self.log.startswith(ETCD) and not all(_is_address(one) for one in self.log[len(ETCD) :].split(",")):
-            problems.append((("log",), f'"{self.log}" does not list addresses; write etcd://host:2379,host:2379'))
-        elif "://" in self.log and not self.log.startswith(ETCD):
-            problems.append((("log",), f'"{self.log}" is no log that is known; write a path or etcd://host:2379'))
-        if bool(self.etcd_cert_file) != bool(self.etcd_key_file):
-            missing = "etcd_key_file" if self.etcd_cert_file else "etcd_cert_file"
-            problems.append(((missing,), "is missing; a client certificate needs both files"))
+        problems = self._log_problems() + self._tls_problems()
+        user, password = bool(self.etcd_user), bool(self.etcd_password.get_secret_value())
+        if user != password:
+            missing, given = ("etcd_password", "etcd_user") if user else ("etcd_user", "etcd_password")
+            problems.append(((missing,), f"is missing although {given} is given; write both"))
+        if not self.log.startswith(ETCD):
+            only_etcd = ("etcd_user", *(("etcd_password",) if password else ()), *sources.ETCD_TLS_FILES)
+            for key in [key for key in only_etcd if getattr(self, key)]:
+                problems.append(
+                    ((key,), 'is given but the log is no etcd; write log = "etcd://host:2379", or leave it out')
+                )
         if problems:
             raise fail_all(problems)
         return self
 
+    def _log_problems(self) -> list[Problem]:
+        # What was written is not shown: it may be a URI with a password.
+        if self.log.startswith(ETCD):
+            if not all(_is_address(one) for one in self.log[len(ETCD) :].split(",")):
+                return [
+                    (("log",), "does not list addresses; write etcd://host:2379,host:2379, and a user as etcd_user")
+                ]
+        elif "://" in self.log:
+            return [(("log",), "is no kind of log that is known; write a path, or etcd://host:2379,host:2379")]
+        return []
+
+    def _tls_problems(self) -> list[Problem]:
+        problems = pem.unreadable({key: getattr(self, key) for key in sources.ETCD_TLS_FILES}, "etcd_key_file")
+        if bool(self.etcd_cert_file) != bool(self.etcd_key_file):
+            missing = "etcd_key_file" if self.etcd_cert_file else "etcd_cert_file"
+            problems.append(((missing,), "is missing: mutual TLS needs a certificate and its key; write both paths"))
+        if self.etcd_cert_file and not self.etcd_ca_file:
+            problems.append((("etcd_ca_file",), "is missing: without it there is no TLS; write the path of a PEM file"))
+        if problems:
+            return problems
+        if self.etcd_ca_file:
+            problems += pem.broken_authorities("etcd_ca_file", self.etcd_ca_file)
+        if self.etcd_cert_file:
+            problems += pem.broken_pair("etcd_key_file", self.etcd_cert_file, self.etcd_key_file)
+        return problems
+
+
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+
 
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
-    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65_536
+    return bool(_HOST.fullmatch(host)) and port.isascii() and port.isdigit() and 0 < int(port) < 65_536

@@ -22,6 +22,7 @@ from haclient.errors import ConfigError
 
 TLS_FILES = ("ca_pem_path", "client_pem_path", "client_key_path", "server_pem_path")
 PROXY_TLS_FILES = ("cert_file", "key_file", "client_ca_file")
+ETCD_TLS_FILES = ("etcd_ca_file", "etcd_cert_file", "etcd_key_file")
 TLS_ARGUMENTS = frozenset({"secure", "server_name", *TLS_FILES})
 ACCESS_ARGUMENTS = frozenset({"user", "password", "token", "db_name"})
 
@@ -224,6 +225,8 @@ def from_mapping(data: Mapping[str, Any], label: str, source: Path | None, overr
     base = None if source is None else source.parent
     if "proxy" in raw:
         raw["proxy"] = _prepare_proxy(raw["proxy"], base, problems)
+    if "replication" in raw:
+        raw["replication"] = _prepare_replication(raw["replication"], base, problems)
     clusters = raw.get("clusters")
     if isinstance(clusters, list | tuple):
         raw["clusters"] = tuple(_prepare_cluster(c, ("clusters", i), base, problems) for i, c in enumerate(clusters))
@@ -263,6 +266,18 @@ def _prepare_proxy(proxy: object, base: Path | None, problems: list[Problem]) ->
     if base is not None and isinstance(ready.get("tls"), Mapping):
         ready["tls"] = dict(ready["tls"])
         _make_absolute(ready["tls"], PROXY_TLS_FILES, base)
+    return ready
+
+
+def _prepare_replication(replication: object, base: Path | None, problems: list[Problem]) -> object:
+    """Do the same for etcd's password and files, and for a log that is a file."""
+    if not isinstance(replication, Mapping):
+        return replication
+    ready = _expanded(replication, ("replication",), problems)
+    if base is not None:
+        _make_absolute(ready, ETCD_TLS_FILES, base)
+        if "://" not in str(ready.get("log")):
+            _make_absolute(ready, ("log",), base)
     return ready
 
 

@@ -2,8 +2,8 @@
 
 Decision made here: everything that changes is one synchronous step of a `MemoryStore`, which several `MemoryLog`s (one
 for each simulated process) have open. Before and after that step a log calls its fault hook, which may wait, raise or
-be cancelled: before it nothing has happened, after it everything has, so a raised `LogUnavailable` there is a lost answer.
-Without a hook each side yields to the loop once, so that operations of several processes mix.
+be cancelled: before it nothing has happened, after it everything has, so that a `LogUnavailable` raised there is a lost
+answer. Without a hook each side yields to the loop once, so that operations of several processes mix.
 """
 
 from __future__ import annotations

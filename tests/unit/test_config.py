@@ -1,6 +1,7 @@
 """What a correct configuration means, and where it comes from."""
 
 import base64
+import inspect
 import pickle
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from haclient.config import (
     Proxy,
     ProxyLimits,
     ProxyTLS,
+    Replication,
     Retry,
     Timeouts,
     Wire,
@@ -45,6 +47,7 @@ def written(tmp_path, text):
 @pytest.mark.parametrize(
     ("section", "default"),
     [
+        ("replication", Replication()),
         ("timeouts", Timeouts()),
         ("health", Health()),
         ("breaker", Breaker()),
@@ -73,7 +76,7 @@ def test_example_file_means_what_its_comments_say():
 
 @pytest.mark.parametrize(
     "model",
-    [Config, ClusterConfig, Timeouts, Health, Breaker, Hedge, Retry, Wire, Proxy, ProxyTLS, ProxyLimits],
+    [Config, ClusterConfig, Replication, Timeouts, Health, Breaker, Hedge, Retry, Wire, Proxy, ProxyTLS, ProxyLimits],
     ids=lambda m: m.__name__,
 )
 def test_every_field_is_in_the_example(model):
@@ -84,17 +87,15 @@ def test_every_field_is_in_the_example(model):
 
 
 def test_every_field_of_every_table_has_a_doc_comment():
-    """One ``#:`` line per field."""
-    lines = (ROOT / "haclient/config/model.py").read_text().splitlines()
+    """``#:`` lines above every field."""
     import haclient.config as module
 
-    names = {
-        f for m in vars(module).values() if isinstance(m, type) and hasattr(m, "model_fields") for f in m.model_fields
-    }
-    for i, line in enumerate(lines):
-        field = line.strip().split(":")[0]
-        if line.startswith("    ") and not line.startswith("     ") and ": " in line and field in names:
-            assert lines[i - 1].strip().startswith("#:"), line
+    models = [m for m in vars(module).values() if isinstance(m, type) and hasattr(m, "model_fields")]
+    for model in models:
+        lines = inspect.getsource(model).splitlines()
+        for field in model.model_fields:
+            (at,) = (i for i, line in enumerate(lines) if line.startswith(f"    {field}: "))
+            assert lines[at - 1].startswith("    #: "), (model, field)
 
 
 # --- URIs ---------------------------------------------------------------------------------------------------
@@ -287,6 +288,33 @@ def test_the_proxys_secrets_and_files(tmp_path, monkeypatch):
     assert proxy.tls.cert_file == str(tmp_path / "both.pem")
     assert proxy.tls.client_ca_file == str(tmp_path / "ca.pem")
     assert "adm$in" not in repr(proxy)
+
+
+def test_the_logs_files_and_etcds_secrets(tmp_path, monkeypatch):
+    """A log that is a file, and etcd's certificates, start at the file's folder; etcd's password is hidden."""
+    ca = trustme.CA()
+    pair = ca.issue_cert("client")
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    pair.private_key_pem.write_to_path(tmp_path / "key.pem")
+    pair.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    monkeypatch.setenv("ETCD_PASSWORD", "s3cret")
+    monkeypatch.chdir("/")
+    cluster = '[[cluster]]\nname="a"\nendpoints=["a:1"]\n[replication]\nmode = "mirror"\n'
+    assert Config.from_file(written(tmp_path, cluster)).replication.log == ""
+    embedded = Config.from_file(written(tmp_path, cluster + 'log = "log/writes.db"\n')).replication
+    assert embedded.log == str(tmp_path / "log/writes.db")
+    etcd = Config.from_file(
+        written(
+            tmp_path,
+            cluster + 'log = "etcd://h1:2379,[::1]:2379"\netcd_user = "root"\netcd_password = "${ETCD_PASSWORD}"\n'
+            'etcd_ca_file = "ca.pem"\netcd_cert_file = "cert.pem"\netcd_key_file = "key.pem"\n',
+        )
+    ).replication
+    assert etcd.log == "etcd://h1:2379,[::1]:2379"
+    assert etcd.etcd_password.get_secret_value() == "s3cret"
+    assert "s3cret" not in repr(etcd)
+    files = [etcd.etcd_ca_file, etcd.etcd_cert_file, etcd.etcd_key_file]
+    assert files == [str(tmp_path / name) for name in ("ca.pem", "cert.pem", "key.pem")]
 
 
 def test_canary(tmp_path):

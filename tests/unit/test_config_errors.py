@@ -11,7 +11,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from haclient.config import ClusterConfig, Config, EndpointConfig, ProxyTLS
+from haclient.config import ClusterConfig, Config, EndpointConfig, ProxyTLS, Replication
 from haclient.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ FILES = [
     (A.replace('"a:1"', "3"), 'cluster[0].endpoints[0]: must be a table, got 3; write for example endpoints = ["http://10.0.0.1:19530"]'),
     (A.replace('"a:1"', "{uri = 3}"), 'cluster[0].endpoints[0]: uri must be a string; write uri = "http://10.0.0.1:19530"'),
     (A + "token = 12345", 'cluster[0].token: must be a string, got a number; write for example token = "${MILVUS_TOKEN}"'),
-    ('replication = "none"\n' + A, 'replication: '),
+    ('replication = "none"\n' + A, "replication: must be a table, got a string; write [replication]"),
     (A + 'discovery = "dsn"', 'cluster[0].discovery: is not known; write "dns"'),
     (A + 'discovery = 3', 'cluster[0].discovery: is not known; write "dns" or "none"'),
     # numbers out of range
@@ -125,6 +125,21 @@ FILES = [
     (A + '[proxy.tls]\nkey_file = "k.pem"', "proxy.tls.cert_file: is missing; write the PEM file of the proxy's certificate"),
     (A + '[proxy.tls]\ncert_file = "/no/such.pem"', 'proxy.tls.cert_file: cannot read "/no/such.pem" (No such file or directory); write the path of a PEM file'),
     (A + '[proxy.tls]\ncert_file = "/etc/hostname"', 'proxy.tls.cert_file: "/etc/hostname" holds no certificate in PEM form; write the path of one'),
+    # replication
+    (A + '[replication]\nmode = "mirrored"', 'replication.mode: is not known; write "mirror"'),
+    (A + '[replication]\nack = 2', 'replication.ack: is not known; write "all" or "log" or "one" or "quorum"'),
+    (A + "[replication]\nlease_s = 0", "replication.lease_s: must be greater than 0, got 0; write for example lease_s = 1.5"),
+    (A + "[replication]\nmax_bytes = 1000", "replication.max_bytes: must be at least 1048576, got 1000; write for example max_bytes = 4294967296"),
+    (A + '[replication]\nlog = "kafka://h:1"', "replication.log: is no kind of log that is known; write a path, or etcd://host:2379,host:2379"),
+    (A + '[replication]\nlog = "etcd://"', "replication.log: does not list addresses; write etcd://host:2379,host:2379, and a user as etcd_user"),
+    (A + '[replication]\nlog = "etcd://h1:2379,h2"', "replication.log: does not list addresses; write etcd://host:2379,host:2379, and a user as etcd_user"),
+    (A + '[replication]\nlog = "etcd://root:s3cret@h1:2379"', "replication.log: does not list addresses; write etcd://host:2379,host:2379, and a user as etcd_user"),
+    (A + '[replication]\nlog = "etcd://h:2379"\netcd_user = "u"', "replication.etcd_password: is missing although etcd_user is given; write both"),
+    (A + '[replication]\nlog = "etcd://h:2379"\netcd_password = "p"', "replication.etcd_user: is missing although etcd_password is given; write both"),
+    (A + '[replication]\nlog = "etcd://h:2379"\netcd_password = 12345', 'replication.etcd_password: must be a string, got a number; write for example etcd_password = "${MILVUS_ETCD_PASSWORD}"'),
+    (A + '[replication]\nlog = "etcd://h:2379"\netcd_user = "u"\netcd_password = "${NOT_SET}"', "replication.etcd_password: the environment variable NOT_SET is not set; set it, or write $$ for a dollar sign"),
+    (A + '[replication]\nlog = "etcd://h:2379"\netcd_ca_file = "/etc/hostname"', 'replication.etcd_ca_file: "/etc/hostname" holds no certificate in PEM form; write the path of one'),
+    (A + '[replication]\nlog = "etcd://h:2379"\netcd_ca_file = "/no/such.pem"', 'replication.etcd_ca_file: cannot read "/no/such.pem" (No such file or directory); write the path of a PEM file'),
     # probes
     (A + 'healthz_url = "http://{hots}/"', 'cluster[0].healthz_url: knows only {host} and {port} in braces; write for example "http://{host}:9091/healthz"'),
     (A + 'healthz_url = "http://{host"', 'cluster[0].healthz_url: has a brace that is not closed; write for example "http://{host}:9091/healthz"'),
@@ -301,6 +316,21 @@ def test_empty_environment_variable(tmp_path, monkeypatch):
     assert problem == "config: cluster[0].token: the environment variable NOT_SET is empty; set it to a value"
 
 
+def test_what_only_etcd_needs(tmp_path):
+    """Credentials and certificates that nothing would use, and halves of pairs, are told of."""
+    trustme.CA().cert_pem.write_to_path(tmp_path / "cert.pem")
+    unused = 'is given but the log is no etcd; write log = "etcd://host:2379", or leave it out'
+    assert error_of(Replication, log="log.db", etcd_user="u", etcd_password="p").splitlines() == [
+        f"Replication: etcd_user: {unused}",
+        f"Replication: etcd_password: {unused}",
+    ]
+    incomplete = error_of(Replication, log="etcd://h:2379", etcd_cert_file=str(tmp_path / "cert.pem"))
+    assert incomplete.splitlines() == [
+        "Replication: etcd_key_file: is missing: mutual TLS needs a certificate and its key; write both paths",
+        "Replication: etcd_ca_file: is missing: without it there is no TLS; write the path of a PEM file",
+    ]
+
+
 def test_certificates_that_do_not_match(tmp_path):
     """Found at once and not at the first handshake."""
     ca = trustme.CA()
@@ -324,6 +354,11 @@ def test_certificates_that_do_not_match(tmp_path):
         problem = error_of(ProxyTLS, **files)
         assert problem.startswith(f"ProxyTLS: {field}: ")
         assert problem.endswith("has a pass phrase; write the paths of a matching pair without a pass phrase")
+    etcd = {"log": "etcd://h:2379", "etcd_ca_file": str(cert)}
+    assert error_of(Replication, **etcd, etcd_cert_file=str(cert), etcd_key_file=str(key)) == (
+        f'Replication: etcd_key_file: "{key}" is not the key of "{cert}", or has a pass phrase; '
+        "write the paths of a matching pair without a pass phrase"
+    )
     broken = tmp_path / "broken.pem"
     broken.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     assert error_of(Config.from_uri, "https://a", ca_pem_path=broken) == (
