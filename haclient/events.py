@@ -220,6 +220,47 @@ class Degraded(Event):
     reason: str
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingChanged(Event):
+    """What a cluster is to the others has changed (names of `haclient.replication.position.Standing`)."""
+
+    cluster: str
+    before: str
+    after: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamParked(Event):
+    """A collection has stopped on one cluster at an entry of the log that it cannot take; an operator has to decide."""
+
+    cluster: str
+    database: str
+    collection: str
+    seq: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplierChanged(Event):
+    """This process has begun, or has ceased, to apply the log to a cluster."""
+
+    cluster: str
+    active: bool
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogTrouble(Event):
+    """The mutation log failed; what needs it is tried again."""
+
+    reason: str
+
+
 Listener = Callable[[Event], None]
 
 

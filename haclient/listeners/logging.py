@@ -27,6 +27,10 @@ _LEVELS: Final[dict[type[Event], int]] = {
     events.FailedOver: logging.INFO,
     events.ClusterRecognised: logging.INFO,
     events.FleetReconfigured: logging.INFO,
+    events.ApplierChanged: logging.INFO,
+    events.StandingChanged: logging.INFO,
+    events.LogTrouble: logging.WARNING,
+    events.StreamParked: logging.ERROR,
     events.BudgetExhausted: logging.WARNING,
     events.Degraded: logging.WARNING,
     events.CallQuarantined: logging.ERROR,
@@ -39,6 +43,8 @@ def level_of(event: Event) -> int:
     """Return the level of `logging` that an event is written at."""
     match event:
         case events.EndpointChanged(after="down") | events.ReadinessChanged(ready=False):
+            return logging.WARNING
+        case events.StandingChanged(after=after) if after != "in_sync":
             return logging.WARNING
         case events.CallFinished(outcome=outcome) if outcome not in {"ok", "error", "cancelled"}:
             return logging.WARNING

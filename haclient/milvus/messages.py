@@ -113,15 +113,16 @@ def _request(name: str, message: Any, database: str) -> Request:
     return Request(named(name), message.SerializeToString(), metadata)
 
 
-def refusal(method: Method, reason: str) -> bytes:
+def refusal(method: Method, reason: str, code: int = _UNEXPECTED) -> bytes:
     """Make the answer of a method that says no for good, in its ``common.Status``.
 
     Args:
         method: One whose response has a status.
         reason: Text for a person.
+        code: Milvus' error code.
     """
     status: bytes = common_pb2.Status(
-        error_code=common_pb2.UnexpectedError, code=_UNEXPECTED, reason=reason
+        error_code=common_pb2.UnexpectedError, code=code, reason=reason
     ).SerializeToString()
     return status if method.status == STATUS_IS else embed(method.status, status)
 

@@ -59,6 +59,7 @@ class Delivery:
         reason: One line for a person, "" if it was done.
         code: Milvus' error code, 0 if none.
         blocked: It is the cluster's quota or its denial of writes: later, and other requests will fare no better.
+        sent: The server may have begun it; False is certain.
     """
 
     outcome: Outcome
@@ -66,6 +67,7 @@ class Delivery:
     reason: str = ""
     code: int = 0
     blocked: bool = False
+    sent: bool = True
 
 
 class Clusters(Protocol):

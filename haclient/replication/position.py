@@ -8,12 +8,13 @@ as large as the number of streams that are written to at once, not as the number
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import orjson
 
-from haclient.replication.log import Stream
+from haclient.replication.log import Fact, Stream
 
 #: Facts: one position for each cluster.
 POSITION: Final = "position/"
@@ -57,7 +58,8 @@ class Position:
         parked: Streams that have stopped.
         timestamps: Newest timestamp of the cluster's own clock for a write to a stream; of streams written lately.
         standing: What the cluster is to the others.
-        begun: Of a cluster that is away: the highest entry that may have been begun.
+        begun: Highest entry that may have been begun; of a cluster that is away none above it is.
+        open: Somebody may have requests under way to the cluster: whoever takes over has to let them come to rest.
         epoch: Epoch of the lease of whoever wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
     """
@@ -68,6 +70,7 @@ class Position:
     timestamps: dict[Stream, int] = field(default_factory=dict)
     standing: Standing = Standing.IN_SYNC
     begun: int = 0
+    open: bool = False
     epoch: int = 0
     blocked: str = ""
 
@@ -88,6 +91,7 @@ class Position:
                 "timestamps": {_text(stream): value for stream, value in self.timestamps.items()},
                 "standing": self.standing.value,
                 "begun": self.begun,
+                "open": self.open,
                 "epoch": self.epoch,
                 "blocked": self.blocked,
             }
@@ -109,11 +113,18 @@ class Position:
                 timestamps={_stream(text): one for text, one in known["timestamps"].items()},
                 standing=Standing(known["standing"]),
                 begun=known["begun"],
+                open=known["open"],
                 epoch=known["epoch"],
                 blocked=known["blocked"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a position: {error!r}") from None
+
+
+def read_positions(facts: Mapping[str, Fact], members: Collection[str]) -> dict[str, Position]:
+    """Read the positions of clusters out of facts; those of clusters that are no longer members are left out."""
+    found = {name.removeprefix(POSITION): fact for name, fact in facts.items() if name.startswith(POSITION)}
+    return {name: Position.decode(fact.value) for name, fact in found.items() if name in members}
 
 
 def _text(stream: Stream) -> str:

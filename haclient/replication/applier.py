@@ -1,0 +1,120 @@
+"""The applier of one cluster: at most one at work at a time, over all processes that have the log open.
+
+Decision made here: who has the lease ``apply/<cluster>`` applies, one term after another. A cluster that is to be
+copied anew is left to whoever copies it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, final
+
+from haclient.errors import LogError
+from haclient.events import ApplierChanged, StandingChanged
+from haclient.replication.log import Lease
+from haclient.replication.position import POSITION, Position, Standing
+from haclient.replication.shared import Shared
+from haclient.replication.term import LeaseLost, NeedsReseed, Term
+from haclient.replication.timing import Backoff, lasting
+
+APPLY: Final = "apply/"
+#: Who has no lease looks whether it has become free this often, in times of the lease's length.
+_PATIENCE: Final = 0.25
+#: Time for what is under way when the process ends in good order, seconds.
+_GRACE_S: Final = 2.0
+
+
+@final
+class Applier:
+    """One cluster's applier in this process.
+
+    Attributes:
+        term: The term of office under way, None while another process (or nobody) has one.
+    """
+
+    def __init__(self, shared: Shared, cluster: str) -> None:
+        self.term: Term | None = None
+        self._shared = shared
+        self._cluster = cluster
+        self._backoff = Backoff(shared.rng)
+
+    def wake(self) -> None:
+        """Look again: the log has changed."""
+        if self.term is not None:
+            self.term.wake()
+
+    async def finish(self) -> None:
+        """Let what is under way end, before the task of `run` is cancelled."""
+        if self.term is not None:
+            await self.term.finish(_GRACE_S)
+
+    async def run(self) -> None:
+        """Stand for office for as long as the process lives."""
+        while True:
+            try:
+                lease = await self._campaign()
+                await self._office(lease)
+            except LogError as error:
+                self._shared.complain(error)
+                await asyncio.sleep(self._backoff.next())
+
+    async def _campaign(self) -> Lease:
+        """Wait until the cluster's lease is free, and take it."""
+        shared = self._shared
+        ttl_s = shared.settings.lease_s
+        while True:
+            position = await self._position()
+            if position is None or position.standing not in (Standing.NEEDS_RESEED, Standing.RESEEDING):
+                lease = await shared.log.acquire(APPLY + self._cluster, shared.name, ttl_s)
+                if lease is not None:
+                    return lease
+            await asyncio.sleep(ttl_s * _PATIENCE * (0.5 + shared.rng.random()))
+
+    async def _position(self) -> Position | None:
+        name = POSITION + self._cluster
+        fact = (await self._shared.log.facts(name)).get(name)
+        return Position.decode(fact.value) if fact is not None else None
+
+    async def _office(self, lease: Lease) -> None:
+        """Serve one term, and hand over."""
+        shared = self._shared
+        bounds = await shared.log.bounds()
+        position = await self._position() or Position()
+        if position.standing in (Standing.NEEDS_RESEED, Standing.RESEEDING):
+            await shared.log.release(lease)
+            return
+        term = self.term = Term(shared, self._cluster, lease, position, bounds.head)
+        shared.bus.emit(ApplierChanged(at=shared.loop.time(), cluster=self._cluster, active=True, reason="elected"))
+        reason = "this process is closing"
+        try:
+            await term.serve()
+        except LeaseLost as lost:
+            reason = str(lost)
+        except NeedsReseed as need:
+            reason = str(need)
+            before, position.standing = position.standing, Standing.NEEDS_RESEED
+            change = StandingChanged(
+                at=shared.loop.time(),
+                cluster=self._cluster,
+                before=before.value,
+                after=position.standing.value,
+                reason=reason,
+            )
+            shared.bus.emit(change)
+        finally:
+            self.term = None
+            await self._hand_over(term, lease)
+            changed = ApplierChanged(at=shared.loop.time(), cluster=self._cluster, active=False, reason=reason)
+            shared.bus.emit(changed)
+
+    async def _hand_over(self, term: Term, lease: Lease) -> None:
+        """Write down the last position and give the lease back, if the log lets us in a moment."""
+
+        async def hand_over() -> None:
+            try:
+                if await term.close():
+                    await self._shared.log.release(lease)
+            except LogError as error:
+                self._shared.complain(error)
+
+        await lasting(hand_over(), self._shared.settings.lease_s)

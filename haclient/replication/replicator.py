@@ -1,0 +1,232 @@
+"""Replication in one process: it follows the log, applies it to the clusters it is elected for, and writes.
+
+Decision made here: everything that a process knows of the others it knows from the log, by one task that reads what is
+new and hands it on. What this process does itself it knows at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Final, final
+
+from haclient.call import Metadata, Method, Reply
+from haclient.config.replication import Replication
+from haclient.errors import LogError, LogTrimmed
+from haclient.events import EventBus
+from haclient.milvus.shape import Shape
+from haclient.milvus.status import Flavour
+from haclient.replication.applier import Applier
+from haclient.replication.catalog import Catalog
+from haclient.replication.clusters import Clusters
+from haclient.replication.decisions import OPERATOR
+from haclient.replication.keys import KeyMaker
+from haclient.replication.log import Entry, Mutation, MutationLog
+from haclient.replication.position import POSITION, Position, Standing, read_positions
+from haclient.replication.progress import Progress
+from haclient.replication.recent import Recent
+from haclient.replication.refusals import REFUSED, forgotten, void_entries
+from haclient.replication.shared import Shared, Stamp
+from haclient.replication.timing import Backoff, lasting
+from haclient.replication.writer import Adopt, Writer
+
+#: Entries are removed from the log this often, seconds.
+_TRIM_S: Final = 5.0
+#: Entries kept although every cluster has them, for processes that read slowly.
+_KEPT: Final = 1_024
+
+
+@final
+class Replicator:
+    """Replication in one process.
+
+    Args:
+        settings: What is configured.
+        log: The mutation log.
+        clusters: The fleet.
+        bus: Takes events.
+        rng: Source of randomness.
+        loop: Its time is the clock.
+        name: Names this process in leases.
+        wall: Time of day, seconds since 1970; loop time unless given.
+        stamp: See `Shared`.
+        adopt: Compares a collection that was there before; unless given, every one is taken as it is.
+    """
+
+    def __init__(
+        self,
+        settings: Replication,
+        log: MutationLog,
+        clusters: Clusters,
+        bus: EventBus,
+        rng: random.Random,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        *,
+        wall: Callable[[], float] | None = None,
+        stamp: Stamp | None = None,
+        adopt: Adopt | None = None,
+    ) -> None:
+        self.progress = Progress(loop)
+        self._wall = wall or loop.time
+        self.shared = Shared(
+            settings, log, clusters, self.progress, Recent(log), bus, rng, loop, name, stamp or _no_stamp
+        )
+        self.catalog = Catalog(self.shared)
+        self._keys = KeyMaker(log, name, self._wall, rng, loop)
+        self._writer = Writer(self.shared, self.catalog, self._keys, self._appended, adopt or _as_it_is)
+        self._appliers: dict[str, Applier] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._backoff = Backoff(rng)
+        self._opened = False
+
+    async def start(self) -> None:
+        """Open the log and read what is in it; if it cannot be reached now, go on trying.
+
+        Raises:
+            ConfigError: It can never work as configured.
+        """
+        try:
+            await self._open()
+        except LogError as error:
+            self.shared.complain(error)
+        self._run("follow", self._follow())
+        self._run("trim", self._trim())
+
+    async def write(self, method: Method, message: bytes, metadata: Metadata, database: str, deadline: float) -> Reply:
+        """Carry out one call that changes something; see `Writer.write`."""
+        return await self._writer.write(method, message, metadata, database, deadline)
+
+    async def aclose(self) -> None:
+        """Finish what is under way, hand the leases over and close the log."""
+        await asyncio.gather(*(applier.finish() for applier in self._appliers.values()))
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await lasting(self._keys.aclose(), self.shared.settings.lease_s)
+        except LogError as error:
+            self.shared.complain(error)
+        await self.shared.log.aclose()
+
+    def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
+        self._tasks[name] = self.shared.loop.create_task(work)
+
+    # What is new.
+
+    async def _open(self) -> None:
+        shared = self.shared
+        if not self._opened:
+            await shared.log.open()
+            self._opened = True
+        bounds = await shared.log.bounds()
+        facts = await shared.log.facts(POSITION)
+        positions = read_positions(facts, self._names())
+        # What some cluster lacks has to be known by its stream; what all have need not be.
+        present = [one for one in positions.values() if one.standing is not Standing.NEEDS_RESEED]
+        everywhere = min((_needed(one) for one in present), default=bounds.first) - 1
+        self.progress.skip_to(min(max(everywhere, bounds.first - 1), bounds.head))
+        await self._catch_up()
+        for name in self._names():
+            self._appoint(name)
+
+    def _appoint(self, cluster: str) -> None:
+        applier = self._appliers[cluster] = Applier(self.shared, cluster)
+        self._run(f"apply {cluster}", applier.run())
+
+    def _names(self) -> list[str]:
+        return [member.name for member in self.shared.clusters.members()]
+
+    async def _follow(self) -> None:
+        revision = 0
+        while True:
+            try:
+                if not self._appliers:
+                    await self._open()
+                revision = await self.shared.log.changed(revision)
+                await self._catch_up()
+            except LogTrimmed:
+                bounds = await self.shared.log.bounds()
+                self.progress.skip_to(bounds.first - 1)
+            except LogError as error:
+                self.shared.complain(error)
+                await asyncio.sleep(self._backoff.next())
+            else:
+                self._backoff.reset()
+
+    async def _catch_up(self) -> None:
+        """Read what is new: entries, positions, void entries, decisions of the operator."""
+        shared, progress = self.shared, self.progress
+        applying = any(applier.term is not None for applier in self._appliers.values())
+        while entries := await shared.log.read(progress.head, bodies=applying):
+            self._saw(entries, applying)
+            if len(entries) < 2:
+                break
+        names = self._names()
+        for name, position in read_positions(await shared.log.facts(POSITION), names).items():
+            applier = self._appliers.get(name)
+            if applier is None or applier.term is None:
+                progress.moved(name, position)
+        shared.void.update(void_entries(await shared.log.facts(REFUSED)))
+        for name in await shared.log.facts(OPERATOR):
+            shared.decided.add(name.split("/")[1])
+        progress.heard()
+        for applier in self._appliers.values():
+            applier.wake()
+
+    def _saw(self, entries: list[Entry], bodies: bool) -> None:
+        new = [entry for entry in entries if entry.seq > self.progress.head]
+        if bodies:
+            self.shared.recent.add(new)
+        self.catalog.saw(new)
+        self.progress.saw(new)
+
+    def _appended(self, seqs: list[int], mutations: list[Mutation]) -> None:
+        """Take what this process has appended, if nothing of others lies between."""
+        now = self._wall()
+        new = [Entry(seq, now, one, len(one.message)) for seq, one in zip(seqs, mutations, strict=True)]
+        if new[0].seq == self.progress.head + 1:
+            self._saw(new, bodies=True)
+            for applier in self._appliers.values():
+                applier.wake()
+
+    # What is no longer needed.
+
+    async def _trim(self) -> None:
+        while True:
+            await asyncio.sleep(_TRIM_S * (0.5 + self.shared.rng.random()))
+            try:
+                await self._trim_once()
+            except LogError as error:
+                self.shared.complain(error)
+
+    async def _trim_once(self) -> None:
+        log = self.shared.log
+        names = self._names()
+        positions = read_positions(await log.facts(POSITION), names)
+        if len(positions) < len(names):
+            return  # one that has never been here begins at the beginning
+        bounds = await log.bounds()
+        needed = [_needed(one) for one in positions.values() if one.standing is not Standing.NEEDS_RESEED]
+        through = min(needed, default=0) - 1 - _KEPT
+        if through >= bounds.first:
+            await log.trim(through)
+            facts = await log.facts(REFUSED)
+            if old := forgotten(facts, through):
+                await log.put(old)
+
+
+def _needed(position: Position) -> int:
+    """Return the first entry that a cluster still needs."""
+    return min([position.low + 1, *(parked.seq for parked in position.parked.values())])
+
+
+async def _no_stamp(cluster: str, mutation: Mutation, reply: bytes, flavour: Flavour) -> int:
+    return 0
+
+
+async def _as_it_is(shape: Shape, deadline: float) -> None:
+    pass

@@ -1,0 +1,60 @@
+"""What the appliers, the writer and the operator's side of one process have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import final
+
+from haclient.config.replication import Replication
+from haclient.events import EventBus, LogTrouble
+from haclient.milvus.status import Flavour
+from haclient.replication.clusters import Clusters
+from haclient.replication.log import Mutation, MutationLog
+from haclient.replication.progress import Progress
+from haclient.replication.recent import Recent
+from haclient.replication.refusals import Refusal
+
+#: Finds the timestamp of its own that a cluster has given to a mutation it has carried out, 0 if it has none: takes the
+#: cluster, the mutation, the reply and the kind of server.
+Stamp = Callable[[str, Mutation, bytes, Flavour], Awaitable[int]]
+
+
+@final
+@dataclass(slots=True)
+class Shared:
+    """The parts that everybody uses.
+
+    Attributes:
+        settings: What is configured.
+        log: The mutation log.
+        clusters: The fleet.
+        progress: What is known of everybody's place in the log.
+        recent: The newest entries.
+        bus: Takes events.
+        rng: Source of randomness.
+        loop: Its time is the clock.
+        name: Names this process in leases.
+        stamp: Finds the timestamps of writes.
+        decided: Clusters about which the operator has decided something.
+        void: Entries that nobody applies, with what the user is told.
+    """
+
+    settings: Replication
+    log: MutationLog
+    clusters: Clusters
+    progress: Progress
+    recent: Recent
+    bus: EventBus
+    rng: random.Random
+    loop: asyncio.AbstractEventLoop
+    name: str
+    stamp: Stamp
+    decided: set[str] = field(default_factory=set)
+    void: dict[int, Refusal] = field(default_factory=dict)
+
+    def complain(self, error: Exception) -> None:
+        """Tell listeners that the log failed."""
+        self.bus.emit(LogTrouble(at=self.loop.time(), reason=str(error)))

@@ -1,0 +1,291 @@
+"""One term of office: what an applier does for its cluster while it holds the cluster's lease.
+
+Decision made here: nothing is sent unless the lease still runs, and a cluster that does not answer is left alone until
+it does, and then for as long as it may still be working on what went unanswered. Only then the same entries are
+applied again, and all that follows: a request that a server or the network held back cannot undo what came after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, final
+
+from haclient.errors import CallError, LogTrimmed, LogUnavailable
+from haclient.events import StandingChanged
+from haclient.milvus import messages
+from haclient.replication.applying import Applying
+from haclient.replication.clusters import Member
+from haclient.replication.decisions import decisions
+from haclient.replication.log import Lease
+from haclient.replication.position import POSITION, Position, Standing
+from haclient.replication.refusals import REFUSED, void_entries
+from haclient.replication.schedule import Schedule
+from haclient.replication.shared import Shared
+from haclient.replication.timing import Backoff, lasting
+
+#: Entries read ahead at most.
+_MOST_AHEAD: Final = 4_096
+#: The applier looks again at least this often, seconds: the operator may have drained the cluster.
+_LOOK_S: Final = 0.5
+
+
+class LeaseLost(Exception):
+    """Somebody else applies to this cluster now, or may."""
+
+
+class NeedsReseed(Exception):
+    """The cluster cannot be brought up from the log."""
+
+
+@final
+class Term:
+    """One term of office.
+
+    Args:
+        shared: What the appliers of a process have in common.
+        cluster: Whom it serves.
+        lease: Under which it serves.
+        position: The cluster's, as last written.
+        head: Highest seq in the log when the term began.
+    """
+
+    def __init__(self, shared: Shared, cluster: str, lease: Lease, position: Position, head: int) -> None:
+        self.position = position
+        self._shared = shared
+        self._cluster = cluster
+        self._lease = lease
+        self._unclean = position.open
+        if position.open:
+            position.begun = max(position.begun, head)
+        self._schedule = Schedule(position, position.begun)
+        self._applying = Applying(shared, cluster, self)
+        self._backoff = Backoff(shared.rng)
+        self._wake = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._trouble = ""
+        self._quiet_s = 0.0
+        self._closing = False
+
+    # What those who work on a batch need.
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the cluster is to be sent."""
+        return self._schedule
+
+    def holds(self) -> bool:
+        """Say whether the lease still runs."""
+        return self._shared.loop.time() < self._lease.until
+
+    def member(self) -> Member:
+        """Return the cluster as the fleet sees it now.
+
+        Raises:
+            LeaseLost: It is no longer configured.
+        """
+        for member in self._shared.clusters.members():
+            if member.name == self._cluster:
+                return member
+        raise LeaseLost("the cluster is no longer configured")
+
+    def moved(self) -> None:
+        """Tell everybody how far the cluster is now."""
+        self._shared.progress.moved(self._cluster, self.position)
+        self._dirty.set()
+        self._wake.set()
+
+    def trouble(self, reason: str, quiet_s: float = 0.0) -> None:
+        """Leave the cluster alone until it answers, and then for a while, seconds."""
+        self._quiet_s = max(self._quiet_s, quiet_s)
+        self._trouble = self._trouble or reason
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again: something has changed."""
+        self._wake.set()
+
+    # The term.
+
+    async def serve(self) -> None:
+        """Apply the log for as long as the lease is held.
+
+        Raises:
+            LeaseLost: It is.
+            NeedsReseed: The cluster lacks what the log no longer has.
+        """
+        position = self.position
+        position.epoch = self._lease.epoch
+        position.open = True
+        self.trouble("its applier has just begun", self._shared.settings.settle_s if self._unclean else 0.0)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._renew())
+                group.create_task(self._save())
+                group.create_task(self._drive())
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            await self._applying.cancel()
+
+    async def finish(self, grace_s: float) -> None:
+        """Begin nothing more, and wait a while for what is under way."""
+        self._closing = True
+        await lasting(self._applying.calm(), grace_s)
+
+    async def close(self) -> bool:
+        """Write down where the successor goes on; returns whether nothing was left under way."""
+        self.position.open = self._schedule.busy or bool(self._quiet_s)
+        try:
+            await self._write()
+        except (LogUnavailable, LeaseLost):
+            return False
+        return True
+
+    async def _drive(self) -> None:
+        while True:
+            self._wake.clear()
+            if self.member().drained:
+                self.trouble("drained by the operator")
+            if self._trouble:
+                await self._recover()
+            await self._obey()
+            if not self._closing:
+                self._applying.begin()
+            if not await self._feed():
+                await lasting(self._wake.wait(), _LOOK_S)
+
+    async def _feed(self) -> bool:
+        """Read further entries; returns whether there were any."""
+        schedule, shared = self._schedule, self._shared
+        size = shared.settings.batch_bytes
+        if schedule.count >= _MOST_AHEAD or schedule.size >= 4 * size:
+            return False
+        try:
+            entries = await shared.recent.read(schedule.tail, shared.progress.head, size)
+        except LogTrimmed as error:
+            raise NeedsReseed(f"the log no longer holds what it lacks: {error}") from error
+        except LogUnavailable as error:
+            shared.complain(error)
+            return False
+        schedule.offer(entries)
+        if entries:
+            self.moved()
+        return bool(entries)
+
+    async def _obey(self) -> None:
+        """Carry out what the operator has decided about parked streams."""
+        shared = self._shared
+        if self._cluster not in shared.decided:
+            return
+        shared.decided.discard(self._cluster)
+        try:
+            for decision in await decisions(shared.log, self._cluster):
+                await shared.log.put({decision.name: None}, lease=self._lease)
+                if decision.action == "reseed":
+                    raise NeedsReseed("asked for by the operator")
+                for stream, parked in list(self.position.parked.items()):
+                    if parked.reason and parked.seq == decision.seq:
+                        self._schedule.resume(stream, skip=decision.action == "skip")
+                self.moved()
+                await self._write()
+                await self._read_void()
+        except LogUnavailable as error:
+            shared.complain(error)
+            shared.decided.add(self._cluster)
+
+    # A cluster that does not answer.
+
+    async def _recover(self) -> None:
+        """Go away, come back when the cluster answers and has come to rest."""
+        await self._applying.calm()
+        await self._stand(Standing.AWAY, self._trouble)
+        tries = 0
+        while True:
+            while not await self._answers():
+                tries += 1
+                await asyncio.sleep(self._backoff.of(tries))
+            quiet_s, self._quiet_s = self._quiet_s, 0.0
+            if not quiet_s:
+                break
+            await asyncio.sleep(quiet_s)
+        if self.position.blocked:
+            await asyncio.sleep(self._backoff.next())
+        else:
+            self._backoff.reset()
+        self._trouble = ""
+        await self._stand(Standing.IN_SYNC, "it answers")
+        await self._read_void()
+
+    async def _answers(self) -> bool:
+        if self.member().drained:
+            return False
+        asked = messages.show_collections()
+        try:
+            await self._shared.clusters.ask(self._cluster, asked.method, asked.message, "", 1.0)
+        except CallError:
+            return False
+        return True
+
+    async def _stand(self, standing: Standing, reason: str) -> None:
+        """Change what the cluster is to the others, durably."""
+        position, before = self.position, self.position.standing
+        position.standing = standing
+        await self._surely(self._write)
+        self._shared.progress.moved(self._cluster, position)
+        if before is not standing:
+            now = self._shared.loop.time()
+            change = StandingChanged(
+                at=now, cluster=self._cluster, before=before.value, after=standing.value, reason=reason
+            )
+            self._shared.bus.emit(change)
+
+    async def _read_void(self) -> None:
+        async def read() -> None:
+            self._applying.void = set(void_entries(await self._shared.log.facts(REFUSED)))
+
+        await self._surely(read)
+
+    # The lease and the position.
+
+    async def _renew(self) -> None:
+        shared = self._shared
+        ttl_s = shared.settings.lease_s
+        while True:
+            await asyncio.sleep(ttl_s / 3)
+            try:
+                lease = await shared.log.renew(self._lease, ttl_s)
+            except LogUnavailable as error:
+                shared.complain(error)
+                if not self.holds():
+                    raise LeaseLost("the log could not be reached to renew it") from error
+                continue
+            if lease is None:
+                raise LeaseLost("another process has it")
+            self._lease = lease
+
+    async def _save(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._surely(self._write)
+
+    async def _write(self) -> None:
+        async with self._writing:
+            value = self.position.encode()
+            if not await self._shared.log.put({POSITION + self._cluster: value}, lease=self._lease):
+                raise LeaseLost("another process has it")
+
+    async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something with the log, again until it works; the term ends with the lease meanwhile."""
+        tries = 0
+        while True:
+            try:
+                await work()
+            except LogUnavailable as error:
+                self._shared.complain(error)
+                tries += 1
+                await asyncio.sleep(self._backoff.of(tries))
+            else:
+                return
