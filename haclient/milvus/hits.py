@@ -86,7 +86,7 @@ class SearchAnswer:
     def vectors(self, name: str) -> FloatRows:
         """Return a float vector field of all hits, shape ``[hits, dimension]``."""
         vectors = next(field for field in self._data.fields_data if field.field_name == name).vectors
-        return _floats(vectors)
+        return float_rows(vectors)
 
 
 def _only(wanted: set[str], more: dict[str, Any] | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _array(cell: Any) -> list[Any]:
 def _vectors(vectors: Any) -> list[Any]:
     kind = vectors.WhichOneof("data")
     if kind == "float_vector":
-        return list(_floats(vectors))
+        return list(float_rows(vectors))
     if kind == "sparse_float_vector":
         return [_sparse(row) for row in vectors.sparse_float_vector.contents]
     if kind in _BITS:
@@ -130,7 +130,8 @@ def _vectors(vectors: Any) -> list[Any]:
     return []
 
 
-def _floats(vectors: Any) -> FloatRows:
+def float_rows(vectors: Any) -> FloatRows:
+    """Return the rows of a ``VectorField`` of floats, shape ``[rows, dimension]``."""
     # Serialising it again gives the floats as one block, many times quicker than reading them one by one.
     packed = bytes_field(vectors.float_vector.SerializeToString(), 1) or b""
     return np.frombuffer(packed, dtype="<f4").reshape(-1, vectors.dim or 1)
