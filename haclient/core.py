@@ -31,6 +31,7 @@ from haclient.fleet.membership import Connect
 from haclient.fleet.model import FleetView
 from haclient.fleet.probe import MILVUS
 from haclient.milvus.requests import Facts, inspect
+from haclient.mirror import FleetClusters, Mirror
 from haclient.policy.budget import Budget
 from haclient.policy.hedge import Hedging, Race
 from haclient.policy.quarantine import Quarantine
@@ -59,6 +60,10 @@ class Core:
         loop: The loop to live on.
         clock: Loop time, if there is a finer one than ``loop.time``.
         dialect: What the servers speak.
+        wall: Time of day, seconds since 1970; loop time unless given.
+
+    Attributes:
+        mirror: Replicates writes; None unless configured.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Core:
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] | None = None,
         dialect: Dialect = MILVUS,
+        wall: Callable[[], float] | None = None,
     ) -> None:
         self.loop = loop
         self.bus = bus
@@ -84,6 +90,12 @@ class Core:
         self._timeouts = _by_kind(config.timeouts)
         self._stack = self._assemble(config)
         self._exchanges: set[asyncio.Task[None]] = set()
+        self.mirror: Mirror | None = None
+        if config.replication.mode == "mirror":
+            answer = self._answer
+            clusters = FleetClusters(self.fleet, self._hedging, answer, loop)
+            time = wall or loop.time
+            self.mirror = Mirror(config.replication, clusters, answer, self.fleet, bus, rng, loop, time)
 
     def _assemble(self, config: Config) -> Retrying:
         """Build the stack; what has a memory (budget, latencies, suspects) is kept when the configuration changes."""
@@ -104,7 +116,7 @@ class Core:
         if self._started:
             return
         if self._starting is None:
-            self._starting = self.loop.create_task(self.keeper.start())
+            self._starting = self.loop.create_task(self._start())
         starting = self._starting
         try:
             await asyncio.shield(starting)
@@ -114,11 +126,18 @@ class Core:
             raise
         self._started = True
 
+    async def _start(self) -> None:
+        await self.keeper.start()
+        if self.mirror is not None:
+            await self.mirror.start()
+
     async def aclose(self) -> None:
         """Stop probing and close every connection; calls under way fail."""
         for task in self._exchanges:
             task.cancel()
         await asyncio.gather(*self._exchanges, return_exceptions=True)
+        if self.mirror is not None:
+            await self.mirror.aclose()
         await self.keeper.aclose()
         await self.fleet.aclose()
         self._hedging.alarms.close()
@@ -158,7 +177,19 @@ class Core:
         call = self._call(method, message, metadata, timeout_s, facts)
         start = self.fleet.clock()
         self._budget.deposit(start)
-        return await self._observe(call, self._stack(call), start), call
+        answering = self._stack(call) if self._read(call) else self._mirrored(call)
+        return await self._observe(call, answering, start), call
+
+    def _read(self, call: Call) -> bool:
+        """Say whether a call goes to one server, whichever it is, and not to all clusters."""
+        return self.mirror is None or not routes_as_write(call.method.kind)
+
+    def _mirrored(self, call: Call) -> Awaitable[Reply]:
+        assert self.mirror is not None
+        return self.mirror.write(call)
+
+    async def _answer(self, call: Call) -> Reply:
+        return await self._stack(call)
 
     def lend(self, method: Method, metadata: Metadata, credentials: Metadata, deadline: float) -> Flight | None:
         """Choose an endpoint for a stream that the caller opens there himself; None if all are drained.
@@ -244,7 +275,7 @@ class Core:
             call.pin = self.fleet.owner(facts.guarantee_timestamp)
         if facts.pinned and call.pin is None:
             call.pin = self.fleet.homes.of(call, facts.collection_id)
-        if method.kind is not Kind.READ and routes_as_write(method.kind) and not self.fleet.single_cluster():
+        if self.mirror is None and routes_as_write(method.kind) and not self.fleet.single_cluster():
             raise _refused(call, self.fleet)
         return call
 
@@ -253,7 +284,7 @@ class Core:
         outcome = "cancelled"
         try:
             reply = await answering
-            outcome = "ok" if call.attempts[-1].action is Action.OK or winner(call) is not None else "error"
+            outcome = "ok" if self._went_well(call, reply) else "error"
         except (Unavailable, DeadlineExceeded) as error:
             outcome = type(error).__name__
             rest = self.fleet.left_out(call)
@@ -264,10 +295,19 @@ class Core:
             outcome = type(error).__name__
             raise
         else:
-            self.fleet.learn(call, reply)
-            return reply
+            return self._learnt(call, reply)
         finally:
             self._report(call, outcome, start)
+
+    def _went_well(self, call: Call, reply: Reply) -> bool:
+        if call.attempts:
+            return call.attempts[-1].action is Action.OK or winner(call) is not None
+        return self.mirror is not None and self.mirror.went_well(call.method, reply)
+
+    def _learnt(self, call: Call, reply: Reply) -> Reply:
+        """Learn from an answer, and return it as the application is to see it."""
+        self.fleet.learn(call, reply)
+        return reply if self.mirror is None else self.mirror.shown(call, reply)
 
     def _report(self, call: Call, outcome: str, start: float) -> None:
         took_s = self.fleet.clock() - start
@@ -366,7 +406,9 @@ class Exchange:
         """Make the first try, or go through all layers if somebody is suspected of killing servers."""
         core = self._core
         core._budget.deposit(self._start)
-        if core._quarantine.idle:
+        if not core._read(self.call):
+            self._go_on(lambda: core._mirrored(self.call))
+        elif core._quarantine.idle:
             race = core._hedging.begin(self.call, self._tried)
             if self._task is None:
                 self._race = race
@@ -384,7 +426,7 @@ class Exchange:
             return
         reply = attempt.reply
         assert reply is not None
-        core.fleet.learn(call, reply)
+        reply = core._learnt(call, reply)
         core._report(call, "ok", self._start)
         self._done(reply)
 
@@ -434,6 +476,6 @@ def _refused(call: Call, fleet: Fleet) -> WriteRefused:
     names = ", ".join(cluster.name for cluster in fleet.clusters)
     return WriteRefused(
         f"{call.method.name} {call.collection}: not sent. There are {len(fleet.clusters)} clusters ({names}) and "
-        'replication.mode = "none", so a write to one would make them differ. Write to one cluster with a client of its '
-        "own, or, if these are endpoints of one cluster, list them under one [[cluster]]."
+        'replication.mode = "none", so a write to one would make them differ. Set replication.mode = "mirror" to write '
+        "to all of them, or, if these are endpoints of one cluster, list them under one [[cluster]]."
     )

@@ -196,7 +196,7 @@ class Host:
 
 def _milvus_core(config: Config, bus: EventBus, loop: asyncio.AbstractEventLoop) -> Core:
     rng = random.Random()
-    return Core(config, connector(config, loop, rng), bus, rng, loop, time.monotonic)
+    return Core(config, connector(config, loop, rng), bus, rng, loop, time.monotonic, wall=time.time)
 
 
 async def _with_local_servers(config: Config) -> Config:

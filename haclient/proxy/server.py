@@ -60,7 +60,7 @@ class Server:
         self._config = config
         self._rng = random.Random()
         connect = with_rest(connector(config, loop, self._rng), config, loop)
-        self.core = Core(config, connect, bus, self._rng, loop, time.monotonic, MILVUS_AND_REST)
+        self.core = Core(config, connect, bus, self._rng, loop, time.monotonic, MILVUS_AND_REST, time.time)
         self._admission = Admission(config.proxy.limits, loop)
         self._health = Health(lambda: self.ready[0])
         self._gateway = Gateway(self.core, self._admission, self._health, RestGateway(self.core, _known(config)))

@@ -1,0 +1,213 @@
+"""Replication on a core's fleet: what ``[replication] mode = "mirror"`` adds to it.
+
+Decision made here: replication sends to one cluster at a time and judges outcomes itself, so a delivery goes below the
+retries and hedges of the application's calls: one attempt, or another one only if the first certainly reached no
+server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, final
+
+from haclient.call import Action, Attempt, Call, Metadata, Method, Reply
+from haclient.config.replication import Replication
+from haclient.errors import AttemptTimeout, CallError, Unavailable, WriteRefused
+from haclient.events import EventBus
+from haclient.fleet.fleet import Fleet
+from haclient.milvus import ddl
+from haclient.milvus.status import Flavour, Verdict, peek
+from haclient.replication.clusters import Delivery, Member, Outcome
+from haclient.replication.engines import open_log
+from haclient.replication.replicator import Replicator
+
+#: gRPC: the server's own deadline came first; credentials missing or wrong; not permitted.
+_DEADLINE_EXCEEDED: Final = 4
+_ACCESS: Final = frozenset((7, 16))
+_REFUSES_WRITES: Final = (Action.BACK_OFF, Action.WRITE_BLOCKED)
+
+
+@final
+class Mirror:
+    """Replication in one core.
+
+    Args:
+        settings: What is configured.
+        clusters: The fleet.
+        home: Answers a call on the one cluster that takes what is not mirrored.
+        fleet: Says what answers mean.
+        bus: Takes events.
+        rng: Source of randomness.
+        loop: Its time is the clock.
+        wall: Time of day, seconds since 1970.
+
+    Attributes:
+        replicator: Writes and applies; None in a process without the log, which only reads.
+    """
+
+    def __init__(
+        self,
+        settings: Replication,
+        clusters: FleetClusters,
+        home: Callable[[Call], Awaitable[Reply]],
+        fleet: Fleet,
+        bus: EventBus,
+        rng: random.Random,
+        loop: asyncio.AbstractEventLoop,
+        wall: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self._fleet = fleet
+        self._home = home
+        self.replicator: Replicator | None = None
+        if settings.log:
+            name = f"{platform.node()}/{os.getpid()}/{rng.getrandbits(32):08x}"
+            log = open_log(settings, wall)
+            self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall)
+
+    async def start(self) -> None:
+        """Open the log; see `Replicator.start`."""
+        if self.replicator is not None:
+            await self.replicator.start()
+
+    async def aclose(self) -> None:
+        """Hand over to other processes, and close the log."""
+        if self.replicator is not None:
+            await self.replicator.aclose()
+
+    async def write(self, call: Call) -> Reply:
+        """Carry out a call that changes something, or what can be done on one cluster only.
+
+        Raises:
+            WriteRefused: It cannot be mirrored, or this process has no log.
+            CallError: See `haclient.replication.writer.Writer.write`.
+        """
+        where, why = ddl.mirrored(call.method)
+        if where == "refused":
+            raise WriteRefused(f"{call.method.name} {call.collection}: not sent. {why}")
+        if where == "log":
+            if self.replicator is None:
+                raise WriteRefused(
+                    f"{call.method.name} {call.collection}: not sent. This process has no mutation log "
+                    '(replication.log = ""), so it only reads; name the log in its configuration.'
+                )
+            return await self.replicator.write(call.method, call.message, call.metadata, call.database, call.deadline)
+        call.pin = self._fleet.homes.of(call)
+        return await self._home(call)
+
+    def went_well(self, method: Method, reply: Reply) -> bool:
+        """Say whether an answer that no server gave is a success."""
+        return self._fleet.classify(method, reply, Flavour.REAL).action is Action.OK
+
+    def shown(self, call: Call, reply: Reply) -> Reply:
+        """Return an answer as the user is to see it: haclient makes the keys, not the server."""
+        if call.method.name == "DescribeCollection" and reply.code == 0:
+            message = ddl.described(reply.message)
+            if message is not reply.message:
+                return Reply(message, 0, "", reply.headers, reply.trailers)
+        return reply
+
+
+@final
+class FleetClusters:
+    """The fleet as replication sees it; implements `haclient.replication.clusters.Clusters`.
+
+    Args:
+        fleet: Whose clusters.
+        once: Makes one attempt at a call.
+        answer: Answers a read, with everything that the policies do for it.
+        loop: Its time is the clock.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        once: Callable[[Call], Awaitable[Attempt | None]],
+        answer: Callable[[Call], Awaitable[Reply]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._fleet = fleet
+        self._once = once
+        self._answer = answer
+        self._loop = loop
+
+    def members(self) -> list[Member]:
+        """Return every cluster, in the order configured."""
+        found = []
+        for cluster in self._fleet.clusters:
+            known = next((node for node in cluster.nodes if node.version), None)
+            drained = bool(cluster.nodes) and all(node.drained for node in cluster.nodes)
+            if known is None:
+                found.append(Member(cluster.name, drained))
+            else:
+                found.append(Member(cluster.name, drained, known.flavour, known.version))
+        return found
+
+    async def deliver(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> Delivery:
+        """Send a request that changes something to one cluster; see `Clusters.deliver`."""
+        try:
+            call = self._call(cluster, method, message, database, timeout_s)
+        except Unavailable as error:
+            return Delivery(Outcome.LATER, reason=error.summary, sent=False)
+        attempt = await self._once(call)
+        while attempt is not None and not attempt.sent and self._fleet.untried(call):
+            attempt = await self._once(call)
+        if attempt is None:
+            return Delivery(Outcome.LATER, reason="no endpoint of it is in rotation", sent=False)
+        if attempt.reply is None:
+            return _unanswered(attempt)
+        return self._judge(method, attempt, attempt.reply)
+
+    def _judge(self, method: Method, attempt: Attempt, reply: Reply) -> Delivery:
+        """Decide what an answer means for the request."""
+        action, reason, code = attempt.action, attempt.reason, attempt.code
+        if action is Action.OK:
+            return Delivery(Outcome.DONE, reply.message)
+        if reply.code in _ACCESS:
+            return Delivery(Outcome.LATER, b"", reason, code, blocked=True, sent=False)
+        if action in _REFUSES_WRITES:
+            return Delivery(Outcome.LATER, reply.message, reason, code, blocked=True, sent=not attempt.rejected)
+        if reply.code == _DEADLINE_EXCEEDED:
+            return Delivery(Outcome.UNANSWERED, b"", reason, code)
+        if action is Action.FAIL_FAST and not self._verdict(method, attempt, reply).ambiguous:
+            return Delivery(Outcome.REFUSED, reply.message, reason, code, sent=False)
+        return Delivery(Outcome.LATER, reply.message, reason, code, sent=not attempt.rejected)
+
+    def _verdict(self, method: Method, attempt: Attempt, reply: Reply) -> Verdict:
+        nodes = (node for node in self._fleet.nodes() if node.name == attempt.endpoint)
+        return self._fleet.classify(method, reply, next(nodes).flavour)
+
+    async def ask(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> bytes:
+        """Send a read to one cluster; see `Clusters.ask`."""
+        call = self._call(cluster, method, message, database, timeout_s)
+        call.idempotent, call.hedgeable = True, method.hedgeable
+        reply = await self._answer(call)
+        if not any(attempt.action is Action.OK for attempt in call.attempts):
+            raise CallError(_text(method, reply), call.attempts, code=call.attempts[-1].code)
+        return reply.message
+
+    def _call(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> Call:
+        metadata: Metadata = (("dbname", database),) if database else ()
+        call = Call(method, message, metadata, self._loop.time() + timeout_s, database=database, pin=cluster)
+        if all(known.name != cluster for known in self._fleet.clusters):
+            raise Unavailable(f"{method.name}: there is no cluster {cluster!r} any more", code=0)
+        return call
+
+
+def _unanswered(attempt: Attempt) -> Delivery:
+    if not attempt.sent:
+        return Delivery(Outcome.LATER, reason=attempt.reason, sent=False)
+    outcome = Outcome.UNANSWERED if isinstance(attempt.error, AttemptTimeout) else Outcome.LOST
+    return Delivery(outcome, reason=attempt.reason)
+
+
+def _text(method: Method, reply: Reply) -> str:
+    """Return the server's own words for an error."""
+    if reply.code:
+        return reply.details
+    status = peek(method, reply.message)
+    return status.reason if status is not None else ""
