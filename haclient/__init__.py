@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+from haclient.acknowledge import acknowledged
 from haclient.errors import (
     AccessDenied,
     CallError,
@@ -43,6 +44,7 @@ __all__ = [
     "WriteNotConfirmed",
     "WriteRefused",
     "__version__",
+    "acknowledged",
 ]
 
 

@@ -20,7 +20,7 @@ from pymilvus.client import ts_utils
 from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
 from pymilvus.exceptions import MilvusException
 
-from haclient import errors
+from haclient import acknowledge, errors
 from haclient.call import Metadata, Method, Reply
 from haclient.milvus import methods
 
@@ -173,7 +173,8 @@ def fields_of(metadata: Any, database: str) -> Metadata:
     fields = tuple((name, value) for name, value in metadata if value) if metadata else ()
     if database and not any(name == "dbname" for name, _ in fields):
         fields += (("dbname", database),)
-    return fields
+    wanted = acknowledge.level()
+    return fields if wanted is None else (*fields, (acknowledge.METADATA, wanted))
 
 
 def _refusal(method: Method, reply: Reply) -> Exception:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, Self, TypeAlias, final
+from typing import Final, Literal, Self, final
 
 from pydantic import Field, SecretStr, model_validator
 
+from haclient.acknowledge import Ack
 from haclient.config import pem, sources
 from haclient.config.problems import Problem, fail_all
 from haclient.config.section import Count, Seconds, Section
 
-#: What must have happened before a write is answered.
-Ack: TypeAlias = Literal["log", "one", "quorum", "all"]
-ACKS: Final[tuple[Ack, ...]] = ("log", "one", "quorum", "all")
 ETCD: Final = "etcd://"
 
 

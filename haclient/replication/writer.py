@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar, final, get_args
+from typing import Final, TypeVar, final
 
+from haclient.acknowledge import ACKS, METADATA, Ack
 from haclient.call import Metadata, Method, Reply
-from haclient.config.replication import Ack
 from haclient.errors import (
     CallError,
     DeadlineExceeded,
@@ -37,8 +37,6 @@ from haclient.replication.token import token
 
 T = TypeVar("T")
 
-#: Metadata by which a call names its own ack level.
-ACK: Final = "haclient-ack"
 #: Milvus' code for "too many requests": what a full log is to the caller.
 _RATE_LIMITED: Final = 8
 #: Time that a page of a filter that is resolved to keys may take, seconds.
@@ -119,11 +117,11 @@ class Writer:
             raise
 
     def _ack(self, metadata: Metadata) -> Ack:
-        level = next((value for name, value in metadata if name == ACK), self._shared.settings.ack)
-        for known in get_args(Ack):
-            if level == known:
-                return known  # type: ignore[no-any-return]
-        raise WriteRefused(f"{ACK}: {level!r} is no ack level; write one of {', '.join(get_args(Ack))}")
+        wanted = next((value for name, value in metadata if name == METADATA), self._shared.settings.ack)
+        for level in ACKS:
+            if wanted == level:
+                return level
+        raise WriteRefused(f"{METADATA}: {wanted!r} is no ack level; write one of {', '.join(ACKS)}")
 
     # Rows.
 
