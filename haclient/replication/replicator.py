@@ -163,8 +163,6 @@ class Replicator:
         applying = any(applier.term is not None for applier in self._appliers.values())
         while entries := await shared.log.read(progress.head, bodies=applying):
             self._saw(entries, applying)
-            if len(entries) < 2:
-                break
         names = self._names()
         for name, position in read_positions(await shared.log.facts(POSITION), names).items():
             applier = self._appliers.get(name)
