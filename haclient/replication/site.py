@@ -1,0 +1,256 @@
+"""One cluster that is read from, or written to, at length: with patience, and without leaving anything under way.
+
+Decision made here: a request that may still be worked on is never passed over. After one that went unanswered the
+cluster is left alone until it answers again, and then for as long as the request was allowed to take; only then the
+same request is sent once more. So nothing of a copy or a repair can land after what the log brings later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, TypeVar, final
+
+from haclient.config.replication import Replication
+from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavailable
+from haclient.milvus import ddl, messages, structure
+from haclient.milvus.messages import Key, LoadState, Request
+from haclient.milvus.pages import MOST_ROWS, Page, page_query, read_page, rows_query
+from haclient.milvus.shape import Shape, read_shape
+from haclient.replication.clusters import Clusters, Delivery, Member, Outcome
+from haclient.replication.timing import Backoff
+
+T = TypeVar("T")
+
+#: Time for one read, seconds.
+_READ_S: Final = 30.0
+#: Time without any good answer after which a cluster is given up, seconds.
+_PATIENCE_S: Final = 60.0
+#: A schema change, an index or a load may take this many times as long as a batch of rows.
+_DDL_FACTOR: Final = 12
+#: A request that has cost the connection this often is taken for what kills the server.
+_MOST_DEATHS: Final = 3
+#: Rows of a first page; later ones have as many as the bytes wanted allow.
+_FIRST_ROWS: Final = 256
+#: Time between two looks whether a collection is loaded, seconds.
+_LOOK_S: Final = 0.2
+
+
+class SiteFailed(HAClientError):
+    """A cluster could not be read or written in the end; what was done before stays, and need not be done again."""
+
+
+@final
+class Site:
+    """One cluster.
+
+    Args:
+        clusters: The fleet.
+        name: Which of it.
+        settings: What is configured.
+        rng: Source of randomness.
+        loop: Its time is the clock.
+        holds: Says whether it may be written to now; raises if not.
+    """
+
+    def __init__(
+        self,
+        clusters: Clusters,
+        name: str,
+        settings: Replication,
+        rng: random.Random,
+        loop: asyncio.AbstractEventLoop,
+        holds: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self._clusters = clusters
+        self._settings = settings
+        self._rng = rng
+        self._loop = loop
+        self._holds = holds
+
+    @property
+    def member(self) -> Member:
+        """The cluster as the fleet sees it.
+
+        Raises:
+            SiteFailed: It is not configured.
+        """
+        for member in self._clusters.members():
+            if member.name == self.name:
+                return member
+        raise SiteFailed(f"there is no cluster {self.name!r} any more")
+
+    # Reading.
+
+    async def ask(self, request: Request, database: str) -> bytes:
+        """Send a read, again for a while if the cluster does not answer.
+
+        Raises:
+            SiteFailed: It has given no answer for too long.
+            CallError: Its answer is an error.
+        """
+        backoff, until = Backoff(self._rng), self._loop.time() + _PATIENCE_S
+        while True:
+            try:
+                return await self._clusters.ask(self.name, request.method, request.message, database, _READ_S)
+            except (Unavailable, DeadlineExceeded) as error:
+                if self._loop.time() >= until:
+                    text = f"cluster {self.name} has not answered {request.method.name} for {_PATIENCE_S:g} s"
+                    raise SiteFailed(f"{text}: {error}") from error
+            await asyncio.sleep(backoff.next())
+
+    async def catalogue(self) -> list[tuple[str, str]]:
+        """Return (database, collection) of everything it has."""
+        found = []
+        for database in structure.read_databases(await self.ask(structure.list_databases(), "")):
+            reply = await self.ask(messages.show_collections(database=database), database)
+            found += [(database, name) for name in messages.read_collections(reply)]
+        return sorted(found)
+
+    async def describe(self, database: str, collection: str) -> bytes:
+        """Describe a collection; b"" if there is none.
+
+        Raises:
+            CallError: The cluster's answer is another error.
+        """
+        try:
+            return await self.ask(messages.describe_collection(collection, database=database), database)
+        except CallError:
+            reply = await self.ask(messages.show_collections(database=database), database)
+            if collection in messages.read_collections(reply):
+                raise
+            return b""
+
+    async def shape(self, database: str, collection: str) -> Shape | None:
+        """Describe a collection; None if there is none."""
+        description = await self.describe(database, collection)
+        return read_shape(description, database) if description else None
+
+    async def partitions(self, shape: Shape) -> list[str]:
+        """Return the partitions by which rows are to be read: "" is all at once, where the servers choose them."""
+        if shape.partition_key:
+            return [""]
+        reply = await self.ask(structure.list_partitions(shape.collection, shape.database), shape.database)
+        names = structure.read_partitions(reply)
+        return [""] if names == [structure.DEFAULT_PARTITION] else names
+
+    async def fence(self) -> int:
+        """Return a timestamp of the cluster's own: a read as fresh as that sees every write answered before.
+
+        0 stands for a Strong read, where there are no timestamps (milvus-lite, for which it costs nothing).
+        """
+        try:
+            return messages.read_timestamp(await self.ask(messages.alloc_timestamp(), ""))
+        except CallError:
+            return 0
+
+    async def pages(
+        self,
+        shape: Shape,
+        *,
+        partition: str = "",
+        after: Key | None = None,
+        through: Key | None = None,
+        timestamp: int = 0,
+    ) -> AsyncGenerator[Page]:
+        """Read rows in ascending order of the key, page by page; arguments as in `page_query`."""
+        limit = _FIRST_ROWS
+        wanted = self._settings.batch_bytes // 2
+        while True:
+            query = page_query(shape, after, limit, through=through, partition=partition, timestamp=timestamp)
+            if query is None:
+                return
+            page = read_page(await self.ask(query, shape.database), shape)
+            if not page.keys:
+                return
+            yield page
+            after = max(page.keys)
+            limit = max(min(wanted * len(page.keys) // page.size, 4 * limit, MOST_ROWS), 1)
+
+    async def rows(self, shape: Shape, keys: list[Key], *, partition: str = "", timestamp: int = 0) -> Page:
+        """Read the rows with these keys, those that are there."""
+        request = rows_query(shape, keys, partition=partition, timestamp=timestamp)
+        return read_page(await self.ask(request, shape.database), shape)
+
+    async def is_loaded(self, shape: Shape) -> bool:
+        """Say whether a collection can be read; if it is just being loaded, wait for that."""
+        while True:
+            request = messages.get_load_state(shape.collection, database=shape.database)
+            state = messages.read_load_state(await self.ask(request, shape.database))
+            if state is not LoadState.LOADING:
+                return state is LoadState.LOADED
+            await asyncio.sleep(_LOOK_S)
+
+    # Writing.
+
+    async def load(self, shape: Shape, replicas: int = 1) -> None:
+        """Load a collection, and wait until that is done."""
+        await self.change(structure.load(shape.collection, shape.database, replicas), shape.database)
+        if not await self.is_loaded(shape):
+            raise SiteFailed(f"cluster {self.name} has not loaded {shape.collection}, though it said that it would")
+
+    async def change(self, request: Request, database: str) -> None:
+        """Send a request that changes something until it is carried out; what is so already counts as done.
+
+        Raises:
+            SiteFailed: The cluster refuses it, dies of it, or has given no good answer for too long.
+        """
+        backoff, until, deaths = Backoff(self._rng), self._loop.time() + _PATIENCE_S, 0
+        timeout_s = self._settings.apply_timeout_s
+        if request.method.name not in ("Insert", "Upsert", "Delete"):
+            timeout_s *= _DDL_FACTOR
+        while True:
+            self._holds()
+            delivery = await self._clusters.deliver(self.name, request.method, request.message, database, timeout_s)
+            if delivery.outcome is Outcome.DONE:
+                return
+            if delivery.outcome is Outcome.REFUSED:
+                if ddl.already(request.method.name, delivery.code, delivery.reason, self.member.flavour):
+                    return
+                raise SiteFailed(f"cluster {self.name} refuses {request.method.name}: {delivery.reason}")
+            if delivery.outcome is Outcome.LOST:
+                deaths += 1
+                if deaths >= _MOST_DEATHS:
+                    text = f"cluster {self.name} closes the connection each time it gets this {request.method.name}"
+                    raise SiteFailed(f"{text}: {delivery.reason}")
+            if self._loop.time() >= until:
+                text = f"cluster {self.name} has not carried out {request.method.name} for {_PATIENCE_S:g} s"
+                raise SiteFailed(f"{text}: {delivery.reason}")
+            await self._settle(delivery, timeout_s)
+            if delivery.outcome is Outcome.UNANSWERED:
+                timeout_s = min(2 * timeout_s, max(timeout_s, _PATIENCE_S))
+            await asyncio.sleep(backoff.next())
+
+    async def _settle(self, delivery: Delivery, timeout_s: float) -> None:
+        if delivery.outcome is Outcome.UNANSWERED:
+            await self.rest(max(timeout_s, self._settings.settle_s))
+        elif delivery.outcome is Outcome.LOST:
+            await self.rest(self._settings.settle_s)
+
+    async def rest(self, quiet_s: float) -> None:
+        """Wait until the cluster answers, and then for a time, seconds.
+
+        Raises:
+            SiteFailed: It has given no answer for too long.
+        """
+        await self.ask(messages.show_collections(), "")
+        await asyncio.sleep(quiet_s)
+
+
+async def ahead(items: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    """Fetch the next item while the last one is worked on."""
+
+    async def fetch() -> T | None:
+        return await anext(items, None)
+
+    coming = asyncio.ensure_future(fetch())
+    try:
+        while (item := await coming) is not None:
+            coming = asyncio.ensure_future(fetch())
+            yield item
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        await items.aclose()
