@@ -58,6 +58,8 @@ class Replication(Section):
     etcd_key_file: str = ""
     #: Where the log's keys begin in etcd.
     etcd_prefix: str = Field(default="/haclient/", min_length=1)
+    #: Accept an etcd that keeps the metadata of a Milvus: losing it loses the log and that Milvus together.
+    etcd_shared: bool = False
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -1,0 +1,119 @@
+"""What keeps the log in etcd small: trimming, unfinished uploads, etcd's own history.
+
+Decision made here: every process that has the log open tidies it, without agreeing with the others, since each step may
+be done by several, and may stop anywhere. First an entry stops being in the log, then what is left of it is removed.
+
+etcd keeps every old value until its history is compacted. The log does that itself, up to where it was a minute ago;
+but not in an etcd that it shares, whose owner must have it done (``--auto-compaction-retention``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, final
+
+from haclient.errors import LogError, LogUnavailable
+from haclient.replication.etcd.ends import Ends
+from haclient.replication.etcd.layout import End, Keys, Record
+from haclient.replication.etcd.txn import (
+    GROUP,
+    Operation,
+    Transactions,
+    batches,
+    delete,
+    delete_under,
+    get,
+    put,
+    span,
+    unchanged,
+    under,
+)
+
+_log = logging.getLogger("haclient")
+#: Time between two rounds; the history kept is one to two of it.
+_EVERY_S: Final = 60.0
+#: Records looked at in one step of trimming.
+_STEP: Final = 64
+
+
+@final
+class Tidy:
+    """Removes what is not needed any more.
+
+    Args:
+        log: Runs transactions.
+        keys: Where everything is.
+        ends: What is known of the log's ends.
+        compacts: Whether etcd's history is ours to compact.
+    """
+
+    def __init__(self, log: Transactions, keys: Keys, ends: Ends, *, compacts: bool) -> None:
+        self._log = log
+        self._keys = keys
+        self._ends = ends
+        self._compacts = compacts
+        self._revision = 0
+
+    async def run(self) -> None:
+        """Tidy now and then, until cancelled."""
+        while True:
+            try:
+                await self.clean()
+                await self.compact()
+            except LogUnavailable as error:  # the next round will do
+                _log.debug("the log was not tidied: %s", error)
+            except LogError as error:
+                _log.warning("the log cannot be tidied: %s", error)
+            await asyncio.sleep(_EVERY_S)
+
+    async def trim(self, through: int) -> None:
+        """See `haclient.replication.log.MutationLog.trim`."""
+        while True:
+            tail, _ = await self._ends.look()
+            through = min(through, tail.end.seq)
+            if through <= self._ends.removed.seq:
+                break
+            reads = self._keys.records_after(through - 1, 1), get(self._keys.removed)
+            records, (removed,) = (await self._log.read(*reads)).found
+            end = End(through, Record.decode(records[0].value).bytes_through(through))
+            condition = unchanged(self._keys.removed, removed.revision)
+            if (await self._log.do([condition], [put(self._keys.removed, end.encode())])).done:
+                break
+        await self._sweep()
+
+    async def clean(self) -> None:
+        """Remove uploads whose writers have died."""
+        keys = self._keys
+        staged, writers = (await self._log.read(under(keys.staged_uploads), under(keys.writers, keys_only=True))).found
+        alive = {one.key for one in writers}
+        for one in staged:
+            record = Record.decode(one.value)
+            if keys.writer(record.upload) not in alive:  # so it cannot get into the log any more
+                await self._remove([*self._parts(record), delete(one.key)])
+
+    async def compact(self) -> None:
+        """Let etcd forget what was replaced or removed before the last round."""
+        revision, self._revision = self._revision, (await self._log.read()).revision
+        if self._compacts and revision:
+            await self._log.client.call("/v3/kv/compaction", {"revision": str(revision)}, writes=True)
+
+    async def _sweep(self) -> None:
+        """Remove what is left of records without entries."""
+        start, end = self._keys.record(0), self._keys.record(self._ends.removed.seq + 1)
+        while records := (await self._log.read(span(start, end, limit=_STEP))).found[0]:
+            changes: list[Operation] = []
+            for one in records:
+                changes += [*self._parts(Record.decode(one.value)), delete(one.key)]
+            await self._remove(changes)
+
+    def _parts(self, record: Record) -> list[Operation]:
+        """Remove what a record names; the key that names it comes after, so that nothing is forgotten half-way."""
+        keys, upload = self._keys, record.upload
+        operations = [delete(keys.operation(bytes.fromhex(head.operation), upload)) for head in record.heads]
+        return [*operations, delete_under(keys.chunks(upload)), delete(keys.upload(upload))]
+
+    async def _remove(self, changes: Sequence[Operation]) -> None:
+        for some in batches(changes, GROUP):
+            await self._log.do([], some)
