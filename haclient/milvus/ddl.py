@@ -179,9 +179,9 @@ def already(method_name: str, code: int, reason: str, flavour: Flavour) -> bool:
     """Say whether a server's refusal of a repeated call means that everything is as wanted already.
 
     Measured: 2.3.5 answers OK to most repetitions (grants and revocations too), but for CreateDatabase,
-    CreateCredential, CreateRole, DropRole, CreateResourceGroup and RenameCollection; Lite refuses all but DropCollection, DropAlias, AlterAlias, Load and
-    Release. A repeated UpdateCredential ("old password not correct") is never taken for done: it could be another
-    password.
+    CreateCredential, CreateRole, DropRole, CreateResourceGroup and RenameCollection; Lite refuses all but
+    DropCollection, DropAlias, AlterAlias, load and release. A repeated UpdateCredential ("old password not correct") is
+    never taken for done: it could be another password.
     """
     if flavour is Flavour.LITE and (method_name, code) in _LITE:
         return True

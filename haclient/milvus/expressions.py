@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from haclient.milvus.messages import Key
 from haclient.milvus.requests import listed_keys_field
+
+Key = int | str
 
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"})
 _TOKEN: Final = re.compile(r"""[+-]?\d+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{\s*(?P<name>\w+)\s*\}""", re.DOTALL)

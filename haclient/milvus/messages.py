@@ -20,13 +20,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from haclient.call import STATUS_IS, Metadata, Method
-from haclient.milvus import timestamps
+from haclient.milvus import expressions, timestamps
 from haclient.milvus.methods import named
 from haclient.milvus.requests import KeyField
 from haclient.milvus.status import Flavour
 from haclient.milvus.wireformat import embed
 
-Key = int | str
+Key = expressions.Key
 #: Milvus' catch-all code.
 _UNEXPECTED = 65535
 
@@ -264,8 +264,7 @@ def read_one(collection: str, key: str, *, database: str = "", fresh: bool = Fal
 
 def read_keys(collection: str, key: str, keys: Sequence[Key], *, database: str = "", fresh: bool = False) -> Request:
     """Read the rows with these keys: a canary that knows what must be there."""
-    listed = ", ".join(_literal(one) for one in keys)
-    return _request("Query", _query(collection, f"{key} in [{listed}]", key, database, fresh=fresh), database)
+    return _request("Query", _query(collection, expressions.in_list(key, keys), key, database, fresh=fresh), database)
 
 
 def read_where(collection: str, key: str, expression: str, *, database: str = "") -> Request:
@@ -284,12 +283,6 @@ def _query(collection: str, expr: str, key: str, database: str, *, fresh: bool) 
         guarantee_timestamp=0 if fresh else timestamps.EVENTUALLY_TIMESTAMP,
         consistency_level=timestamps.STRONG if fresh else timestamps.EVENTUALLY,
     )
-
-
-def _literal(key: Key) -> str:
-    if isinstance(key, int):
-        return str(key)
-    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def search(
