@@ -123,6 +123,7 @@ class SqliteLog:
 
     async def changed(self, revision: int) -> int:
         """Wait for something newer: changes of this process wake at once, those of others are looked for."""
+        self._check_open()
         pause = _SOON_S
         while self._revision <= revision:
             self._saw(await self._ask(Store.revision))
