@@ -1,0 +1,266 @@
+"""What happens in one run: clusters, processes, settings, faults and writes, all drawn from the seed.
+
+Decision made here: the whole history is drawn before anything starts, so a change of haclient changes what it does and
+never what happens to it. In most runs one cluster is left alone (`Scenario.safe`): writes that need no more than that
+one must succeed while the log is well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args
+
+from haclient.config.replication import Ack, Replication
+from tests.simulation.replication import requests
+from tests.simulation.replication.world import SETTLE_S
+
+#: A deadline that leaves time for every way round a fault, seconds.
+GENEROUS_S: Final = 4.0
+_KEYS: Final = 8
+ACKS: Final = get_args(Ack)
+_OPERATIONS: Final = 12
+
+#: Collections: keys of the user's, and keys made for the user.
+OWN: Final = "own"
+AUTO: Final = "auto"
+
+_Roll = Callable[[], float]
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One write of a user.
+
+    Attributes:
+        kind: ``rows``, ``keys`` (a delete by keys), ``filter`` (a delete by expression), ``ddl``.
+        versions: Of its rows.
+        mark: What tells a delete by keys: a key that no row has.
+        expression: Of a delete by expression.
+        either: Whether it is told as done or as refused makes no difference (a role that is there already).
+        cancel_at: When its caller loses patience, seconds after its beginning; infinity if never.
+        prologue: It sets the stage: nothing else begins before it has ended.
+    """
+
+    id: int
+    kind: str
+    method: str
+    message: bytes
+    collection: str = ""
+    database: str = ""
+    versions: tuple[int, ...] = ()
+    auto: bool = False
+    mark: int = 0
+    expression: str = ""
+    either: bool = False
+    ack: str = ""
+    timeout_s: float = GENEROUS_S
+    cancel_at: float = float("inf")
+    prologue: bool = False
+
+    @property
+    def marks(self) -> tuple[Any, ...]:
+        """What it can be told by, see `tests.simulation.replication.world.marks`; nothing for most schema changes."""
+        if self.method == "CreateRole":
+            return (requests.ROLE,)
+        return (self.mark,) if self.mark else self.versions
+
+    def __str__(self) -> str:
+        return f"op {self.id} {self.method} {self.collection} {list(self.marks) or self.expression}"
+
+
+@dataclass(slots=True)
+class Fault:
+    """Something goes wrong, or the operator does something.
+
+    Attributes:
+        what: See `tests.simulation.replication.run`.
+        who: Name of a cluster or index of a process.
+        for_s: How long it lasts, seconds.
+        count: After how many further steps of a process.
+    """
+
+    at: float
+    what: str
+    who: Any = None
+    for_s: float = 0.0
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Scenario:
+    """One run."""
+
+    seed: int
+    clusters: int
+    processes: int
+    settings: Replication
+    text_key: bool
+    #: Name of a cluster nothing happens to, "" if there is none.
+    safe: str
+    #: Whether faults may come while the stage is set.
+    early: bool
+    operations: list[tuple[float, int, Operation]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    #: Operations that one cluster refuses for good, or that kill it: operation, cluster, "refuses" or "dies".
+    curses: list[tuple[Operation, str, str]] = field(default_factory=list)
+
+
+_SETTINGS: Final = {
+    (ack, batch): Replication(
+        mode="mirror",
+        log="memory",
+        ack=ack,
+        bounded_s=0.5,
+        apply_timeout_s=0.25,
+        lease_s=0.45,
+        settle_s=SETTLE_S,
+        batch_bytes=batch,
+        watermark_s=1.0,
+    )
+    for ack in ACKS
+    for batch in (8 << 20,)
+}
+
+
+def draw(seed: int) -> Scenario:
+    """Draw one run."""
+    rng = random.Random(seed)
+    roll = rng.random
+    clusters = 2 if roll() < 0.6 else 3
+    processes = 1 + int(roll() * roll() * 4)
+    safe = "ABC"[int(roll() * clusters)] if roll() < 0.6 else ""
+    scenario = Scenario(
+        seed,
+        clusters,
+        processes,
+        _SETTINGS[ACKS[int(roll() * 4)], 8 << 20],
+        text_key=roll() < 0.3,
+        safe=safe,
+        early=roll() < 0.2,
+    )
+    _prologue(scenario)
+    span = _operations(scenario, roll)
+    if roll() > 0.08:
+        _faults(scenario, roll, span)
+    return scenario
+
+
+def _prologue(scenario: Scenario) -> None:
+    stage = [
+        ("CreateCollection", OWN, requests.create_collection(OWN)),
+        ("CreateIndex", OWN, requests.create_index(OWN)),
+        ("LoadCollection", OWN, requests.about("LoadCollection", OWN)),
+        ("CreateCollection", AUTO, requests.create_collection(AUTO, True, scenario.text_key)),
+        ("CreateIndex", AUTO, requests.create_index(AUTO)),
+        ("LoadCollection", AUTO, requests.about("LoadCollection", AUTO)),
+    ]
+    for method, collection, message in stage:
+        number = len(scenario.operations)
+        operation = Operation(number, "ddl", method, message, collection, prologue=True)
+        scenario.operations.append((0.0, 0, operation))
+
+
+def _operations(scenario: Scenario, roll: _Roll) -> float:
+    gap = (0.0, 0.01, 0.05, 0.12)[int(roll() * 4)]
+    busy = roll() < 0.5  # nearly all writes go to one collection, so that batches are made
+    at = 0.0
+    for _ in range(_OPERATIONS):
+        operation = _operation(scenario, roll, len(scenario.operations), busy)
+        if roll() < 0.35:
+            operation.ack = ACKS[int(roll() * 4)]
+        if roll() < 0.3:
+            operation.timeout_s = 0.02 + 0.5 * roll()
+        if roll() < 0.06:
+            operation.cancel_at = 0.1 * roll() * roll()
+        scenario.operations.append((at, int(roll() * scenario.processes), operation))
+        at += gap * 2.0 * roll() if roll() < 0.85 else gap * 8.0 * roll()
+    return max(at, 0.15)
+
+
+def _operation(scenario: Scenario, roll: _Roll, number: int, busy: bool) -> Operation:
+    kind = roll()
+    count = 1 + int(roll() * 3)
+    versions = tuple(100_000 + number * 10 + i for i in range(count))
+    if kind < 0.25:
+        message = requests.rows("Insert", AUTO, None, versions)
+        return Operation(number, "rows", "Insert", message, AUTO, versions=versions, auto=True)
+    if kind < 0.55:
+        first = int(roll() * _KEYS)
+        keys = [1 + (first + i) % _KEYS for i in range(count)]
+        method = "Insert" if roll() < 0.3 else "Upsert"
+        name = "other" if roll() < 0.08 else OWN
+        return Operation(number, "rows", method, requests.rows(method, name, keys, versions), name, versions=versions)
+    if kind < 0.72:
+        keys = [1 + int(roll() * _KEYS) for _ in range(count)]
+        mark = 1_000_000 + number
+        expression = f"k in {[*sorted(set(keys)), mark]}"
+        return Operation(number, "keys", "Delete", requests.delete(OWN, expression), OWN, mark=mark)
+    if kind < 0.80 or (busy and kind < 0.9):
+        name = OWN if roll() < 0.7 else AUTO
+        low = 100_000 + 10 * int(roll() * number)
+        expression = f"version >= {low} and version < {low + 60}"
+        message = requests.delete(name, expression)
+        return Operation(number, "filter", "Delete", message, name, expression=expression)
+    return _ddl(roll, number)
+
+
+def _ddl(roll: _Roll, number: int) -> Operation:
+    kind = int(roll() * 11)
+    name = OWN if roll() < 0.5 else AUTO
+    if kind == 0:
+        return Operation(number, "ddl", "DropCollection", requests.about("DropCollection", name), name)
+    if kind == 1:
+        return Operation(number, "ddl", "CreateCollection", requests.create_collection("third"), "third")
+    if kind == 2:
+        return Operation(number, "ddl", "CreateIndex", requests.create_index(name), name)
+    if kind == 3:
+        return Operation(number, "ddl", "LoadCollection", requests.about("LoadCollection", name), name)
+    if kind == 4:
+        return Operation(number, "ddl", "ReleaseCollection", requests.about("ReleaseCollection", name), name)
+    if kind in (5, 6):
+        method = "CreateRole" if roll() < 0.65 else "DropRole"
+        return Operation(number, "ddl", method, requests.role(method), either=True)
+    if kind == 7:
+        return Operation(number, "ddl", "CreateAlias", requests.alias("CreateAlias", "other", OWN))
+    if kind == 8:
+        return Operation(number, "ddl", "DropAlias", requests.alias("DropAlias", "other"))
+    if kind == 9:
+        method = "CreateDatabase" if roll() < 0.7 else "DropDatabase"
+        return Operation(number, "ddl", method, requests.database(method, "second"), either=True)
+    return Operation(number, "ddl", "CreateCollection", requests.create_collection(OWN), OWN)
+
+
+_SERVER_FAULTS: Final = (
+    "crash", "crash", "crash", "stop", "stop", "stop", "slow", "slow", "blocked", "flaky", "mute", "mute", "reset", "reset",
+    "arm", "arm", "arm", "not ready", "drain",
+)  # fmt: skip
+_PROCESS_FAULTS: Final = ("die", "die", "stop process", "stop process", "close")
+_LOG_FAULTS: Final = ("log down", "log lost", "log slow")
+
+
+def _faults(scenario: Scenario, roll: _Roll, span: float) -> None:
+    names = "ABC"[: scenario.clusters]
+    for _ in range(int(roll() * 5)):
+        name = names[int(roll() * scenario.clusters)]
+        if name != scenario.safe:
+            what = _SERVER_FAULTS[int(roll() * len(_SERVER_FAULTS))]
+            scenario.faults.append(Fault(span * roll(), what, name, 0.03 + 1.2 * roll() * roll()))
+    for _ in range(int(roll() * roll() * 4)):
+        what = _PROCESS_FAULTS[int(roll() * len(_PROCESS_FAULTS))]
+        fault = Fault(span * roll(), what, int(roll() * scenario.processes), 0.05 + 1.2 * roll() * roll())
+        fault.count = int(roll() * 60)
+        scenario.faults.append(fault)
+    if roll() < 0.25:
+        what = _LOG_FAULTS[int(roll() * len(_LOG_FAULTS))]
+        who = None if roll() < 0.5 else int(roll() * scenario.processes)
+        scenario.faults.append(Fault(span * roll(), what, who, 0.02 + 0.8 * roll() * roll()))
+    if roll() < 0.2:
+        able = [one for _, _, one in scenario.operations if one.marks]
+        name = names[int(roll() * scenario.clusters)]
+        if able and name != scenario.safe:
+            operation = able[int(roll() * len(able))]
+            scenario.curses.append((operation, name, "refuses" if roll() < 0.6 else "dies"))
+            if roll() < 0.2 and not scenario.safe:
+                scenario.curses = [(operation, other, "refuses") for other in names]
