@@ -17,7 +17,7 @@ from haclient.replication import creation
 from haclient.replication.batching import MERGED, Keys, request
 from haclient.replication.clusters import Delivery, Outcome
 from haclient.replication.log import Entry
-from haclient.replication.refusals import Verdict, refuse
+from haclient.replication.refusals import Refusal, Verdict, refuse
 from haclient.replication.schedule import Batch
 from haclient.replication.shared import Shared
 from haclient.replication.timing import Backoff
@@ -47,13 +47,9 @@ class Applying:
         shared: What the appliers of a process have in common.
         cluster: Where they go.
         term: Whose.
-
-    Attributes:
-        void: Entries that nobody applies.
     """
 
     def __init__(self, shared: Shared, cluster: str, term: Term) -> None:
-        self.void: set[int] = set()
         self._shared = shared
         self._cluster = cluster
         self._term = term
@@ -74,7 +70,7 @@ class Applying:
             batch = schedule.next(self._joins, self._shared.settings.batch_bytes)
             if batch is None:
                 return
-            if batch.entries[0].seq in self.void:
+            if batch.entries[0].seq in self._shared.void:
                 self._done(batch)
                 continue
             task = self._shared.loop.create_task(self._apply(batch))
@@ -82,7 +78,8 @@ class Applying:
             task.add_done_callback(self._ended)
 
     def _joins(self, taken: list[Entry], entry: Entry, again: bool) -> bool:
-        if self.void and (entry.seq in self.void or taken[0].seq in self.void):
+        void = self._shared.void
+        if entry.seq in void or taken[0].seq in void:
             return False
         return self._keys.joins(taken, entry, again)
 
@@ -218,15 +215,19 @@ class Applying:
         members = [member.name for member in self._shared.clusters.members()]
         while True:
             try:
-                revision = await log.changed(revision)
+                newest = await log.changed(revision)
                 verdict = await refuse(
                     log, members, self._cluster, batch.stream, batch.last, delivery.reason, delivery.reply
                 )
+                revision = newest
             except LogUnavailable as error:
                 self._shared.complain(error)
                 tries += 1
                 await asyncio.sleep(self._backoff.of(tries))
                 continue
+            if verdict is Verdict.VOID:
+                # Known here before the cluster counts as having passed it: who waits for it must not take it for done.
+                self._shared.void.setdefault(batch.last, Refusal(reply=delivery.reply, void=True))
             if verdict is not Verdict.WAIT:
                 return verdict
 

@@ -146,34 +146,46 @@ class Replicator:
             try:
                 if not self._appliers:
                     await self._open()
-                revision = await self.shared.log.changed(revision)
+                newest = await self.shared.log.changed(revision)
                 await self._catch_up()
-            except LogTrimmed:
-                bounds = await self.shared.log.bounds()
-                self.progress.skip_to(bounds.first - 1)
             except LogError as error:
                 self.shared.complain(error)
                 await asyncio.sleep(self._backoff.next())
             else:
+                # Not before: what could not be read is looked at again, also if nothing more changes.
+                revision = newest
                 self._backoff.reset()
 
     async def _catch_up(self) -> None:
         """Read what is new: entries, positions, void entries, decisions of the operator."""
         shared, progress = self.shared, self.progress
         applying = any(applier.term is not None for applier in self._appliers.values())
-        while entries := await shared.log.read(progress.head, bodies=applying):
-            self._saw(entries, applying)
-        names = self._names()
-        for name, position in read_positions(await shared.log.facts(POSITION), names).items():
+        await self._read_entries(applying)
+        positions = read_positions(await shared.log.facts(POSITION), self._names())
+        # Read after the positions and known before them: a cluster that has passed over an entry has not applied it.
+        shared.void.update(void_entries(await shared.log.facts(REFUSED)))
+        for name, position in positions.items():
             applier = self._appliers.get(name)
             if applier is None or applier.term is None:
                 progress.moved(name, position)
-        shared.void.update(void_entries(await shared.log.facts(REFUSED)))
         for name in await shared.log.facts(OPERATOR):
             shared.decided.add(name.split("/")[1])
         progress.heard()
         for applier in self._appliers.values():
             applier.wake()
+
+    async def _read_entries(self, bodies: bool) -> None:
+        """Read to the end of the log."""
+        log, progress = self.shared.log, self.progress
+        while True:
+            try:
+                entries = await log.read(progress.head, bodies=bodies)
+            except LogTrimmed:
+                progress.skip_to((await log.bounds()).first - 1)
+                continue
+            if not entries:
+                return
+            self._saw(entries, bodies)
 
     def _saw(self, entries: list[Entry], bodies: bool) -> None:
         new = [entry for entry in entries if entry.seq > self.progress.head]

@@ -243,7 +243,7 @@ class Term:
 
     async def _read_void(self) -> None:
         async def read() -> None:
-            self._applying.void = set(void_entries(await self._shared.log.facts(REFUSED)))
+            self._shared.void.update(void_entries(await self._shared.log.facts(REFUSED)))
 
         await self._surely(read)
 
