@@ -154,16 +154,15 @@ class Fleet:
                 await stack.enter_async_context(self.etcd)
                 for member in self.etcd.members:
                     self.log_links.append(await stack.enter_async_context(ToxicProxy(member.port)))
+            await asyncio.gather(*map(stack.enter_async_context, self.servers))
             for server in self.servers:
-                await stack.enter_async_context(server)
                 self.links[server.name] = await stack.enter_async_context(ToxicProxy(server.port))
             settings = Config.load(None, self.config(direct=True)).replication
             self._log = open_log(settings, time.time)
             await self._log.open()
             stack.push_async_callback(self._log.aclose)
-            for name in ("proxy0", "proxy1"):
-                proxy = ProxyServer(self.folder / name, self.config(), name=name)
-                self.proxies.append(await stack.enter_async_context(proxy))
+            self.proxies = [ProxyServer(self.folder / name, self.config(), name=name) for name in ("proxy0", "proxy1")]
+            await asyncio.gather(*map(stack.enter_async_context, self.proxies))
             self._stack = stack.pop_all()
         return self
 

@@ -1,0 +1,37 @@
+"""Replicated writes over real Milvus 2.3.5: a fault of each kind under load, and nothing acknowledged is lost.
+
+One short trial each; ``python -m tests.live.replication`` runs as many as there is time for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.live.replication.faults import FAULTS
+from tests.live.replication.fleet import Engine, Fleet, Log
+from tests.live.replication.trial import trial
+from tests.servers import etcd
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
+
+RUNS: dict[str, tuple[Engine, Log, tuple[str, ...]]] = {
+    "two, SQLite": ("milvus", "sqlite", ("kill-server", "stop-server", "stop-writer", "reset-server", "full-disk")),
+    "two, etcd": ("milvus", "etcd3", ("kill-leader", "kill-writer", "one-way-server", "partition-log")),
+    "with two milvus-lite, SQLite": ("mixed", "sqlite", ("kill-servers-in-turn", "partition-server")),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_nothing_acknowledged_is_lost(run: str, tmp_path: Path) -> None:
+    engine, log, faults = RUNS[run]
+    if log != "sqlite" and not etcd.available():
+        pytest.skip("needs etcd (apt-get install etcd-server)")
+    possible = [fault for fault in faults if FAULTS[fault].fits(log)]
+    async with Fleet(tmp_path, engine, log, small_disk="full-disk" in possible) as fleet:
+        for seed, fault in enumerate(possible):
+            result = await trial(fleet, fault, seed)
+            assert not result.violations, str(result)
+            assert result.outcomes["ok"], str(result)
+            assert result.outcomes["read"], str(result)
