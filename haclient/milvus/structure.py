@@ -229,7 +229,12 @@ def release(collection: str, database: str) -> Request:
     return request("ReleaseCollection", message)
 
 
-# Renaming.
+# Read back from the log.
+
+
+def dropped_database(message: bytes) -> str:
+    """Return the name of the database that a DropDatabaseRequest drops."""
+    return str(parse(milvus_pb2.DropDatabaseRequest, message).db_name)
 
 
 def renamed(message: bytes, database: str) -> list[tuple[str, str]]:

@@ -1,9 +1,9 @@
 """One collection of one cluster made the same as another cluster's, while the donor is written to.
 
-Decision made here: pages of keys are upserted in their order, and the place is written down after each, so a copy goes on
-where it stopped. The copy is fuzzy: it holds some of what was written meanwhile and not the rest. The log makes it whole
-(`haclient.replication.reseed`). When all rows are there they are read back, and their digest must be that of what was
-written.
+Decision made here: pages of keys are upserted in their order, and the place is written down after each, so a copy goes
+on where it stopped. The copy is fuzzy: it holds some of what was written meanwhile and not the rest. The log makes it
+whole (`haclient.replication.reseed`). When all rows are there they are read back, and their digest must be that of what
+was written.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class Copier:
         shape = read_shape(description, self._database)
         if shape.native_auto_id:
             raise SiteFailed(
-                f"{self._collection}: the servers make this collection's keys, so it cannot be copied with them. Create "
-                "it anew through haclient, which makes the keys itself, or drop it"
+                f"{self._collection}: the servers make this collection's keys, so it cannot be copied with them. "
+                "Create it anew through haclient, which makes the keys itself, or drop it"
             )
         if not self._place.made:
             await self._make(description, shape)
@@ -279,8 +279,8 @@ class Copier:
             self._place.reset()
             await self._save()
             raise SiteFailed(
-                f"{self._collection}: cluster {self._target.name} does not hold what was written to it: {found} was read "
-                f"back, {written} was written (rows:hash). Run this again, to copy the collection anew"
+                f"{self._collection}: cluster {self._target.name} does not hold what was written to it: {found} was "
+                f"read back, {written} was written (rows:hash). Run this again, to copy the collection anew"
             )
 
 

@@ -109,6 +109,18 @@ class Site:
             found += [(database, name) for name in messages.read_collections(reply)]
         return sorted(found)
 
+    async def aliases(self, database: str) -> dict[str, str]:
+        """Return the collection that each alias of a database stands for."""
+        reply = await self.ask(messages.show_collections(database=database), database)
+        found: dict[str, str] = {}
+        for name in messages.read_collections(reply):
+            try:
+                told = await self.ask(structure.list_aliases(name, database), database)
+            except CallError:
+                continue  # dropped meanwhile
+            found |= dict.fromkeys(structure.read_aliases(told), name)
+        return found
+
     async def describe(self, database: str, collection: str) -> bytes:
         """Describe a collection; b"" if there is none.
 
