@@ -21,6 +21,7 @@ from rich.live import Live
 
 from haclient import __version__, status_table
 from haclient.config import Config
+from haclient.config.replication import Replication
 from haclient.errors import ConfigError, HAClientError
 from haclient.fleet.model import FleetView
 
@@ -121,7 +122,8 @@ async def _servers(settings: Config, timeout_s: float) -> AsyncGenerator[Look, N
     """Ask every endpoint; those that do not answer in time are shown as they were known."""
     from haclient.client import AsyncMilvusClient  # noqa: PLC0415 - pymilvus takes a second to import
 
-    client = AsyncMilvusClient(config=settings)
+    # Who only looks does not stand for office.
+    client = AsyncMilvusClient(config=settings.model_copy(update={"replication": Replication()}))
 
     async def look() -> FleetView:
         try:

@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, final
 
-from haclient.replication.log import Entry, Stream
+from haclient.replication.log import BARRIER, Entry, Stream
 from haclient.replication.position import Position, Standing
 
-#: Entries of one stream whose times are remembered for telling staleness; of more, only the oldest and the newest.
+#: Looks at the log whose times are remembered for telling the staleness of one stream.
 _MOST_TIMES: Final = 4_096
+#: Entries that change rows; all others change what a collection is.
+ROWS: Final = frozenset(("Insert", "Upsert", "Delete"))
 
 
 @final
@@ -29,7 +31,7 @@ class Progress:
     Attributes:
         head: Highest seq that this process knows of.
         positions: Of every cluster with a position, by name.
-        fresh_at: Loop time at which the log was last heard of; what is known is at least as old.
+        fresh_at: Loop time up to which this process knows all that was in the log.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,7 +39,11 @@ class Progress:
         self.positions: dict[str, Position] = {}
         self.fresh_at = float("-inf")
         self._loop = loop
+        #: Entries up to this one are not known by their streams.
+        self._since = 0
         self._last: dict[Stream, int] = {}
+        self._changed: dict[Stream, int] = {}
+        #: For each look at the log: the last entry of a stream that it found, and since when that may have been there.
         self._times: dict[Stream, deque[tuple[int, float]]] = {}
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
 
@@ -45,31 +51,49 @@ class Progress:
 
     def saw(self, entries: Iterable[Entry]) -> None:
         """Note entries that are in the log, in order; those known already do no harm."""
-        now = self._loop.time()
+        # They came after the last look that found everything; how long after it nobody knows.
+        at = self.fresh_at
         for entry in entries:
             if entry.seq <= self.head:
                 continue
             self.head = entry.seq
             stream = entry.mutation.stream
             self._last[stream] = entry.seq
+            if entry.mutation.method not in ROWS:
+                self._changed[stream] = entry.seq
             times = self._times.setdefault(stream, deque())
-            if len(times) >= _MOST_TIMES:
-                times.pop()
-            times.append((entry.seq, now))
-        self.heard()
+            merged = times and (times[-1][1] == at or len(times) >= _MOST_TIMES)
+            times.append((entry.seq, times.pop()[1] if merged else at))
+        self._wake()
 
-    def heard(self) -> None:
-        """Note that the log has been read to its end just now."""
-        self.fresh_at = self._loop.time()
+    def heard(self, asked_at: float | None = None) -> None:
+        """Note that the log has been read to its end.
+
+        Args:
+            asked_at: Loop time at which the read that found nothing more was begun; now, unless given.
+        """
+        self.fresh_at = max(self.fresh_at, self._loop.time() if asked_at is None else asked_at)
         self._wake()
 
     def skip_to(self, head: int) -> None:
         """Take what was before this process looked as given: no entry of it is known by its stream."""
         self.head = max(self.head, head)
+        self._since = max(self._since, head)
 
     def last(self, stream: Stream) -> int:
-        """Return the highest known seq of a stream; 0 if none came since this process looks."""
-        return self._last.get(stream, 0)
+        """Return the highest known seq of a stream; if none came since this process looks, where it began to look."""
+        return max(self._last.get(stream, 0), self._since)
+
+    def changed(self, stream: Stream) -> int:
+        """Return the highest known seq of a stream that changed more than rows (it was created, loaded, dropped)."""
+        return self._changed.get(stream, 0)
+
+    def by(self, stream: Stream, moment: float) -> int:
+        """Return the highest seq of a stream that may have been in the log at a moment.
+
+        Right if `fresh_at` is past the moment. What every cluster has may be left out.
+        """
+        return next((seq for seq, since in reversed(self._times.get(stream, ())) if since <= moment), self._since)
 
     # The clusters.
 
@@ -90,30 +114,39 @@ class Progress:
         return self.applied(cluster, stream) >= seq
 
     def timestamp(self, cluster: str, stream: Stream) -> int:
-        """Return the cluster's own timestamp of the newest write it has of a stream, 0 if unknown."""
+        """Return the cluster's own timestamp from which on all is seen that it has of a stream, 0 if unknown."""
         position = self.positions.get(cluster)
-        return position.timestamps.get(stream, 0) if position is not None else 0
+        if position is None:
+            return 0
+        return position.timestamps.get(stream) or position.timestamps.get(BARRIER, 0)
 
     def standing(self, cluster: str) -> Standing | None:
         """Return what a cluster is to the others, None if nothing is known of it."""
         position = self.positions.get(cluster)
         return position.standing if position is not None else None
 
+    def blocked(self, cluster: str) -> str:
+        """Return why a cluster takes no writes at present, "" if it does."""
+        position = self.positions.get(cluster)
+        return position.blocked if position is not None else ""
+
     def lag(self, cluster: str, stream: Stream) -> int:
         """Return up to which many seqs a cluster is behind the stream's last one; 0 if it has all."""
         return max(self.last(stream) - self.applied(cluster, stream), 0)
 
     def stale_s(self, cluster: str, stream: Stream) -> float:
-        """Return how long ago this process saw the first entry of a stream that a cluster lacks, seconds; 0 if none."""
-        times = self._times.get(stream)
-        if not times:
-            return 0.0
+        """Return the age of the oldest entry of a stream that a cluster lacks, seconds: never too little; 0 if none."""
         applied = self.applied(cluster, stream)
+        if applied >= self.last(stream):
+            return 0.0
+        times = self._times.get(stream)
+        if applied < self._since or not times:
+            return float("inf")
         at = bisect_right(times, applied, key=lambda one: one[0])
-        return self._loop.time() - times[at][1] if at < len(times) else 0.0
+        return self._loop.time() - times[at][1]
 
     def _forget(self, stream: Stream) -> None:
-        """Drop the times of entries that every cluster has."""
+        """Drop the times of what every cluster has."""
         times = self._times[stream]
         everywhere = min((position.applied(stream) for position in self.positions.values()), default=0)
         while times and times[0][0] <= everywhere:

@@ -160,7 +160,7 @@ class Replicator:
         """Read what is new: entries, positions, void entries, decisions of the operator."""
         shared, progress = self.shared, self.progress
         applying = any(applier.term is not None for applier in self._appliers.values())
-        await self._read_entries(applying)
+        asked_at = await self._read_entries(applying)
         positions = read_positions(await shared.log.facts(POSITION), self._names())
         # Read after the positions and known before them: a cluster that has passed over an entry has not applied it.
         shared.void.update(void_entries(await shared.log.facts(REFUSED)))
@@ -170,21 +170,23 @@ class Replicator:
                 progress.moved(name, position)
         for name in await shared.log.facts(OPERATOR):
             shared.decided.add(name.split("/")[1])
-        progress.heard()
+        progress.heard(asked_at)
         for applier in self._appliers.values():
             applier.wake()
 
-    async def _read_entries(self, bodies: bool) -> None:
-        """Read to the end of the log."""
+    async def _read_entries(self, bodies: bool) -> float:
+        """Read to the end of the log; returns loop time at which it was asked for what proved to be the end."""
         log, progress = self.shared.log, self.progress
         while True:
+            asked_at = self.shared.loop.time()
+            asked_at = self.shared.loop.time()
             try:
                 entries = await log.read(progress.head, bodies=bodies)
             except LogTrimmed:
                 progress.skip_to((await log.bounds()).first - 1)
                 continue
             if not entries:
-                return
+                return asked_at
             self._saw(entries, bodies)
 
     def _saw(self, entries: list[Entry], bodies: bool) -> None:

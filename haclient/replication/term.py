@@ -26,6 +26,8 @@ from haclient.replication.timing import Backoff, lasting
 
 #: Entries read ahead at most.
 _MOST_AHEAD: Final = 4_096
+#: Positions are written this far apart; processes that wait for one wait no longer than that, seconds.
+_SAVE_S: Final = 0.01
 #: The applier looks again at least this often, seconds: the operator may have drained the cluster.
 _LOOK_S: Final = 0.5
 
@@ -118,6 +120,7 @@ class Term:
         position = self.position
         position.epoch = self._lease.epoch
         position.open = True
+        position.standing = Standing.AWAY
         self.trouble("its applier has just begun", self._shared.settings.settle_s if self._unclean else 0.0)
         try:
             async with asyncio.TaskGroup() as group:
@@ -266,10 +269,13 @@ class Term:
             self._lease = lease
 
     async def _save(self) -> None:
+        saved_at = float("-inf")
         while True:
             await self._dirty.wait()
+            await asyncio.sleep(max(saved_at + _SAVE_S - self._shared.loop.time(), 0.0))
             self._dirty.clear()
             await self._surely(self._write)
+            saved_at = self._shared.loop.time()
 
     async def _write(self) -> None:
         async with self._writing:
