@@ -179,7 +179,6 @@ class Replicator:
         log, progress = self.shared.log, self.progress
         while True:
             asked_at = self.shared.loop.time()
-            asked_at = self.shared.loop.time()
             try:
                 entries = await log.read(progress.head, bodies=bodies)
             except LogTrimmed:
