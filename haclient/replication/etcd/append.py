@@ -155,16 +155,16 @@ class Appender:
     async def _append_all(self, group: Sequence[_Pending]) -> None:
         """Append what a group asks for and answer it."""
         staged = group[0].staged
-        known: dict[bytes, int] = {}
-        if staged or not self._ends.tail.revision:
-            await self._ends.look()
-        tail = self._ends.tail
-        if staged:
-            known = await self._find([one.operation for one in group[0].mutations])
-        absent_known = staged is not None  # that no other operation is in the log, as long as the tail has not moved
+        tail, known = self._ends.tail, dict[bytes, int]()
+        # Whether all others are known not to be in the log, as long as the tail has not moved. Mostly nobody asks: the
+        # transaction finds out.
+        absent_known = staged is not None or not tail.revision or not self._has_room(_all_of(group, known))
+        if absent_known:
+            tail, _ = await self._ends.look()
+            known = await self._find(_all_of(group, known))
         doubt = False
         try:
-            while new := await self._wanted(group, known):
+            while new := self._wanted(group, known):
                 upload = staged or _Upload(self._new_id())
                 record, answer = await self._try(tail, new, upload, look=not absent_known)
                 doubt = doubt or answer.repeated
@@ -178,40 +178,31 @@ class Appender:
         except LogUnavailable as error:
             raise LogUnavailable(str(error), sent=error.sent or doubt) from None
 
-    async def _wanted(self, group: Sequence[_Pending], known: dict[bytes, int]) -> dict[bytes, tuple[Mutation, float]]:
+    def _wanted(self, group: Sequence[_Pending], known: dict[bytes, int]) -> dict[bytes, tuple[Mutation, float]]:
         """Answer what is in the log, refuse what has no room; return the operations that are to be appended."""
-        new: dict[bytes, tuple[Mutation, float]] = {}
+        admitted: list[_Pending] = []
         for pending in group:
             if pending.done.done() or pending.answer(known):
                 continue
-            wanted = dict(new)
-            for one in pending.mutations:
-                if one.operation not in known:
-                    wanted.setdefault(one.operation, (one, pending.at))
-            try:
-                await self._check_room(len(wanted), sum(len(one.message) for one, _ in wanted.values()))
-            except LogFull as full:
-                pending.done.set_exception(full)
+            if self._has_room(_all_of([*admitted, pending], known)):
+                admitted.append(pending)
             else:
-                new = wanted
-        return new
+                pending.done.set_exception(self._full(pending.size))
+        return _all_of(admitted, known)
 
-    async def _check_room(self, count: int, size: int) -> None:
-        """Raise `LogFull` unless so many entries with so many bytes have room."""
-        if not self._has_room(count, size):
-            await self._ends.look()  # some may have been removed since
-        if not self._has_room(count, size):
-            bounds = self._ends.bounds
-            raise LogFull(
-                f"the log {self._log.client.name} is full: it holds {bounds.head - bounds.first + 1} of "
-                f"{self._max_entries} entries and {bounds.size} of {self.max_bytes} bytes, so {count} more with {size} "
-                "bytes have no room; entries are removed once every cluster has them: see which one is behind"
-            )
-
-    def _has_room(self, count: int, size: int) -> bool:
+    def _has_room(self, new: dict[bytes, tuple[Mutation, float]]) -> bool:
         bounds = self._ends.bounds
-        entries = bounds.head - bounds.first + 1
-        return entries + count <= self._max_entries and bounds.size + size <= self.max_bytes
+        entries = bounds.head - bounds.first + 1 + len(new)
+        size = bounds.size + sum(len(one.message) for one, _ in new.values())
+        return not new or (entries <= self._max_entries and size <= self.max_bytes)
+
+    def _full(self, size: int) -> LogFull:
+        bounds = self._ends.bounds
+        return LogFull(
+            f"the log {self._log.client.name} is full: it holds {bounds.head - bounds.first + 1} of at most "
+            f"{self._max_entries} entries and {bounds.size} of at most {self.max_bytes} bytes, and has no room for "
+            f"{size} bytes more; entries are removed once every cluster has them: see which one is behind"
+        )
 
     async def _try(
         self, tail: Tail, new: dict[bytes, tuple[Mutation, float]], upload: _Upload, *, look: bool
@@ -287,10 +278,12 @@ class Appender:
         """
         keys = self._keys
         await self._ends.look()
-        if pending.answer(await self._find([one.operation for one in pending.mutations])):
+        known = await self._find(_all_of([pending], {}))
+        if pending.answer(known):
             return
-        await self._check_room(len(pending.mutations), pending.size)
-        heads, body = packed([(one, pending.at) for one in {one.operation: one for one in pending.mutations}.values()])
+        if not self._has_room(_all_of([pending], known)):
+            raise self._full(pending.size)
+        heads, body = packed(list(_all_of([pending], {}).values()))
         upload = _Upload(self._new_id(), heads)
         written = Record(0, 0, upload.id, heads).encode()
         if len(written) > CHUNK:
@@ -307,6 +300,16 @@ class Appender:
 
     def _new_id(self) -> str:
         return f"{self._rng.getrandbits(64):016x}"
+
+
+def _all_of(group: Sequence[_Pending], known: Collection[bytes]) -> dict[bytes, tuple[Mutation, float]]:
+    """Return what a group asks for, each operation once and in order, without those that are known."""
+    wanted: dict[bytes, tuple[Mutation, float]] = {}
+    for pending in group:
+        for one in pending.mutations:
+            if one.operation not in known:
+                wanted.setdefault(one.operation, (one, pending.at))
+    return wanted
 
 
 def _operations(record: Record) -> dict[bytes, int]:

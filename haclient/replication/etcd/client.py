@@ -4,7 +4,8 @@ Decision made here: every request is sent again, to the next endpoint, until one
 asks makes each request safe to repeat (a transaction that can hold only once). An endpoint is kept for as long as it
 answers. One that refuses connections, says nothing in time or has no leader is left at once.
 
-A request is given up by cancelling anyio's scope around it, never its task: httpx cleans up in shielded scopes, which a
+httpx' transport is used without its client, which would write a line into the application's logs for every request. A
+request is given up by cancelling anyio's scope around it, never its task: httpx cleans up in shielded scopes, which a
 task's cancellation cuts through, and then its pool keeps the connection for ever.
 """
 
@@ -15,7 +16,7 @@ import itertools
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, NoReturn, final
 
 import anyio
 import httpx
@@ -40,6 +41,7 @@ _DEFAULT_QUOTA: Final = 2 << 30
 # gRPC codes with which etcd says that this member cannot now: cancelled, unknown (raft stopped), too late, internal,
 # unavailable (no leader, leader changed, request timed out).
 _ELSEWHERE: Final = {1, 2, 4, 13, 14}
+_EXHAUSTED: Final = 8
 #: What is said before anything was proposed to the cluster.
 _NOT_PROPOSED: Final = ("no leader", "too many requests", "proposal dropped")
 _STALE_TOKEN: Final = ("invalid auth token", "revision of auth store is old")
@@ -84,7 +86,11 @@ class _StaleToken(Exception):
 
 
 class _Refused(Exception):
-    """Etcd says that the request itself is wrong; another endpoint would say the same."""
+    """Etcd refuses the request, and every endpoint would; ``for_now``: for want of room."""
+
+    def __init__(self, reason: str, *, for_now: bool = False) -> None:
+        super().__init__(reason)
+        self.for_now = for_now
 
 
 @final
@@ -114,12 +120,8 @@ class EtcdClient:
         self._signing_in = asyncio.Lock()
         self._under_way: dict[asyncio.Task[httpx.Response | None], anyio.CancelScope] = {}
         self._closed = False
-        self._http = httpx.AsyncClient(
-            verify=_tls(settings),
-            trust_env=False,
-            timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_S),
-        )
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_S)
+        self._http = httpx.AsyncHTTPTransport(verify=_tls(settings), trust_env=False, limits=limits)
 
     async def connect(self) -> None:
         """Look at every endpoint; those that do not answer now may do so later.
@@ -134,7 +136,7 @@ class EtcdClient:
                 self._at = at if not clusters else self._at
                 clusters.setdefault(look, endpoint)
             elif isinstance(look, _Refused):
-                raise self._error(f"{endpoint}: {look}", sent=False)
+                raise self._error(endpoint, look, sent=False)
             elif not isinstance(look, _EndpointFailed):
                 raise look
         if len(clusters) > 1:
@@ -168,7 +170,7 @@ class EtcdClient:
                 sent = sent or (writes and failure.sent)
                 attempt_s = min(attempt_s * 2, _MAX_ATTEMPT_S) if failure.late else attempt_s
             except _Refused as refusal:
-                raise self._error(f"{endpoint}: {refusal}", sent=sent) from None
+                raise self._error(endpoint, refusal, sent=sent) from None
             else:
                 return Reply(fields, sent)
             self._leave(at)
@@ -190,17 +192,20 @@ class EtcdClient:
 
         To be given up by cancelling a scope of anyio's around it.
         """
-        url, headers = self._endpoints[self._at] + path, _headers(self._token)
+        request = _request("POST", self._endpoints[self._at] + path, orjson.dumps(message), self._token)
         try:
-            async with self._http.stream("POST", url, content=orjson.dumps(message), headers=headers) as response:
+            response = await self._http.handle_async_request(request)
+            try:
                 async for line in response.aiter_lines():
                     heard(orjson.loads(line))
+            finally:
+                await response.aclose()
         except (httpx.HTTPError, orjson.JSONDecodeError):
             pass
 
     async def quota(self) -> int:
         """Return how large etcd lets its database become, bytes."""
-        response = await self._exchange("GET", self._endpoints[self._at] + "/metrics", b"", _ATTEMPT_S, "")
+        response = await self._exchange(_request("GET", self._endpoints[self._at] + "/metrics", b"", ""), _ATTEMPT_S)
         found = re.search(rb"^etcd_server_quota_backend_bytes (\S+)$", response.content, re.MULTILINE)
         return int(float(found[1])) if found else _DEFAULT_QUOTA
 
@@ -216,10 +221,10 @@ class EtcdClient:
         if self._at == at:  # else another request has left it already
             self._at = (at + 1) % len(self._endpoints)
 
-    def _error(self, reason: str, *, sent: bool) -> ConfigError | LogUnavailable:
-        if self.opening:
-            return ConfigError(f"log: {self.name} cannot be used: {reason}")
-        return LogUnavailable(f"the log {self.name} cannot be used now: {reason}", sent=sent)
+    def _error(self, endpoint: str, refusal: _Refused, *, sent: bool) -> ConfigError | LogUnavailable:
+        if self.opening and not refusal.for_now:
+            return ConfigError(f"log: {self.name} cannot be used: {endpoint}: {refusal}")
+        return LogUnavailable(f"the log {self.name} cannot be used now: {endpoint}: {refusal}", sent=sent)
 
     # One endpoint.
 
@@ -250,25 +255,30 @@ class EtcdClient:
         return str((await self._try(endpoint, "/v3/maintenance/status", b"{}", _ATTEMPT_S))["header"]["cluster_id"])
 
     async def _ask(self, endpoint: str, path: str, content: bytes, timeout_s: float, token: str) -> Any:
-        response = await self._exchange("POST", endpoint + path, content, timeout_s, token)
+        response = await self._exchange(_request("POST", endpoint + path, content, token), timeout_s)
         try:
             fields = orjson.loads(response.content)
-            problem = fields.get("error", "")
-            if isinstance(problem, dict):  # of a method that streams
-                fields, problem = problem, problem.get("message", "")
-        except (orjson.JSONDecodeError, AttributeError):
+            if response.status_code == httpx.codes.OK and "error" not in fields:
+                return fields
+            self._failed(fields)
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
             reason = self._shown(f"HTTP {response.status_code}: {response.text}")
-            if response.status_code >= 500:
+            if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
                 raise _EndpointFailed(reason, sent=True) from None
             raise _Refused(_advised(f"it does not answer as etcd does: {reason}")) from None
-        if not problem:
-            return fields
+
+    def _failed(self, fields: Any) -> NoReturn:
+        """Raise what an error of the gateway means; a method that streams wraps it once more."""
+        if isinstance(fields.get("error"), dict):
+            fields = fields["error"]
+        problem: str = fields["message"]
         if any(known in problem for known in _STALE_TOKEN):
             raise _StaleToken
         proposed = not any(known in problem for known in _NOT_PROPOSED)
-        if not proposed or fields.get("code", fields.get("grpc_code")) in _ELSEWHERE:
+        code = fields.get("code", fields.get("grpc_code"))
+        if not proposed or code in _ELSEWHERE:
             raise _EndpointFailed(self._shown(problem), sent=proposed)
-        raise _Refused(_advised(self._shown(problem)))
+        raise _Refused(_advised(self._shown(problem)), for_now=code == _EXHAUSTED)
 
     def _shown(self, text: str) -> str:
         """Cut what a server said to what may be shown: it may have sent back what it was sent."""
@@ -276,12 +286,12 @@ class EtcdClient:
             text = text.replace(secret, "***") if secret else text
         return text.strip()[:_SHOWN_LETTERS]
 
-    async def _exchange(self, method: str, url: str, content: bytes, timeout_s: float, token: str) -> httpx.Response:
+    async def _exchange(self, request: httpx.Request, timeout_s: float) -> httpx.Response:
         """Send one request, in a task of its own so that the caller may be cancelled."""
         if self._closed:
             raise _EndpointFailed("closed", sent=False)
         scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        task = asyncio.get_running_loop().create_task(self._run(scope, method, url, content, token))
+        task = asyncio.get_running_loop().create_task(self._run(scope, request))
         self._under_way[task] = scope
         task.add_done_callback(self._forget)
         try:
@@ -299,11 +309,14 @@ class EtcdClient:
             raise _EndpointFailed(f"no answer within {timeout_s:.3g} s", sent=True, late=True)
         return response
 
-    async def _run(
-        self, scope: anyio.CancelScope, method: str, url: str, content: bytes, token: str
-    ) -> httpx.Response | None:
+    async def _run(self, scope: anyio.CancelScope, request: httpx.Request) -> httpx.Response | None:
         with scope:
-            return await self._http.request(method, url, content=content, headers=_headers(token))
+            response = await self._http.handle_async_request(request)
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+            return response
         return None
 
     def _forget(self, task: asyncio.Task[httpx.Response | None]) -> None:
@@ -325,8 +338,9 @@ def _tls(settings: Replication) -> ssl.SSLContext | bool:
     return context
 
 
-def _headers(token: str) -> dict[str, str]:
-    return {"authorization": token} if token else {}
+def _request(method: str, url: str, content: bytes, token: str) -> httpx.Request:
+    headers = {"authorization": token} if token else {}
+    return httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": {"connect": _CONNECT_S}})
 
 
 def _advised(problem: str) -> str:

@@ -9,6 +9,7 @@ that holds a seq is the first one at or above it. Bodies are apart from it, in c
     state/fact/NAME            a fact; its version is the revision of its last change
     state/epoch/NAME           newest epoch of a lease
     state/lease/NAME           there while the lease is held: hangs on a lease of etcd's
+    data/swept                 seq up to which the chunks of removed entries are gone
     data/record/SEQ            heads of the entries up to SEQ
     data/upload/ID             SEQ of the record that has this upload's chunks
     data/chunk/ID/NUMBER       a part of the bodies
@@ -16,7 +17,8 @@ that holds a seq is the first one at or above it. Bodies are apart from it, in c
     data/staged/ID             heads of an upload that is too large for one transaction, until it is in the log
     data/writer/ID             there while its writer is at it: hangs on a lease of etcd's
 
-An upload counts from the moment that its record is there. Until then its chunks and operations mean nothing.
+An upload counts from the moment that its record is there. Until then its chunks and operations mean nothing. Records
+and operations outlive their entries for a while, so that an append that is repeated late is not done twice.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Keys:
         self.removed = root + b"state/removed"
         self.facts = root + b"state/fact/"
         self.records = root + b"data/record/"
+        self.swept = root + b"data/swept"
         self.staged_uploads = root + b"data/staged/"
         self.writers = root + b"data/writer/"
         self._data = root + b"data/"

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final, final
 
-from haclient.errors import LogError, LogUnavailable
+from haclient.errors import LogCorrupt, LogError, LogUnavailable
 from haclient.replication.etcd.ends import Ends
 from haclient.replication.etcd.layout import End, Keys, Record
 from haclient.replication.etcd.txn import (
@@ -34,6 +34,8 @@ from haclient.replication.etcd.txn import (
 _log = logging.getLogger("haclient")
 #: Time between two rounds; the history kept is one to two of it.
 _EVERY_S: Final = 60.0
+#: Entries that are known to have been appended, also when they were removed.
+REMEMBERED: Final = 50_000
 #: Records looked at in one step of trimming.
 _STEP: Final = 64
 
@@ -74,14 +76,38 @@ class Tidy:
             tail, _ = await self._ends.look()
             through = min(through, tail.end.seq)
             if through <= self._ends.removed.seq:
-                break
+                return await self._sweep()
             reads = self._keys.records_after(through - 1, 1), get(self._keys.removed)
             records, (removed,) = (await self._log.read(*reads)).found
+            if not records:
+                raise LogCorrupt(f"the log {self._log.client.name} has no entry {through}")
             end = End(through, Record.decode(records[0].value).bytes_through(through))
-            condition = unchanged(self._keys.removed, removed.revision)
-            if (await self._log.do([condition], [put(self._keys.removed, end.encode())])).done:
+            # If somebody else was first, the next round sees it.
+            await self._log.do(
+                [unchanged(self._keys.removed, removed.revision)], [put(self._keys.removed, end.encode())]
+            )
+
+    async def _sweep(self) -> None:
+        """Remove the chunks of removed entries, and after a while all that is left of them."""
+        keys, removed = self._keys, self._ends.removed.seq
+        while True:
+            (found,) = (await self._log.read(get(keys.swept))).found
+            swept = int(found[0].value) if found else 0
+            records = await self._records(swept + 1, removed)
+            if not records:
                 break
-        await self._sweep()
+            chunks = [delete_under(keys.chunks(record.upload)) for record in records]
+            await self._log.do([], [*chunks, put(keys.swept, b"%d" % records[-1].last)])
+        forgotten = min(swept, self._ends.tail.end.seq - REMEMBERED)
+        while records := await self._records(1, forgotten):
+            await self._remove(
+                [change for record in records for change in self._traces(record, keys.record(record.last))]
+            )
+
+    async def _records(self, first: int, last: int) -> list[Record]:
+        """Return some of the records that end between two seqs, both included."""
+        wanted = span(self._keys.record(first), self._keys.record(last + 1), limit=_STEP)
+        return [Record.decode(one.value) for one in (await self._log.read(wanted)).found[0]] if first <= last else []
 
     async def clean(self) -> None:
         """Remove uploads whose writers have died."""
@@ -91,29 +117,20 @@ class Tidy:
         for one in staged:
             record = Record.decode(one.value)
             if keys.writer(record.upload) not in alive:  # so it cannot get into the log any more
-                await self._remove([*self._parts(record), delete(one.key)])
+                await self._remove(self._traces(record, one.key))
+
+    def _traces(self, record: Record, name: bytes) -> list[Operation]:
+        """Remove all that a record names and then, so that nothing is forgotten half-way, the key that it is under."""
+        keys, upload = self._keys, record.upload
+        operations = [delete(keys.operation(bytes.fromhex(head.operation), upload)) for head in record.heads]
+        return [*operations, delete_under(keys.chunks(upload)), delete(keys.upload(upload)), delete(name)]
+
+    async def _remove(self, changes: Sequence[Operation]) -> None:
+        for some in batches(changes, GROUP):
+            await self._log.do([], some)
 
     async def compact(self) -> None:
         """Let etcd forget what was replaced or removed before the last round."""
         revision, self._revision = self._revision, (await self._log.read()).revision
         if self._compacts and revision:
             await self._log.client.call("/v3/kv/compaction", {"revision": str(revision)}, writes=True)
-
-    async def _sweep(self) -> None:
-        """Remove what is left of records without entries."""
-        start, end = self._keys.record(0), self._keys.record(self._ends.removed.seq + 1)
-        while records := (await self._log.read(span(start, end, limit=_STEP))).found[0]:
-            changes: list[Operation] = []
-            for one in records:
-                changes += [*self._parts(Record.decode(one.value)), delete(one.key)]
-            await self._remove(changes)
-
-    def _parts(self, record: Record) -> list[Operation]:
-        """Remove what a record names; the key that names it comes after, so that nothing is forgotten half-way."""
-        keys, upload = self._keys, record.upload
-        operations = [delete(keys.operation(bytes.fromhex(head.operation), upload)) for head in record.heads]
-        return [*operations, delete_under(keys.chunks(upload)), delete(keys.upload(upload))]
-
-    async def _remove(self, changes: Sequence[Operation]) -> None:
-        for some in batches(changes, GROUP):
-            await self._log.do([], some)

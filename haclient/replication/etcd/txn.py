@@ -137,8 +137,11 @@ class Transactions:
             proposed: Identity of a new log.
             start: What else a new log has.
         """
-        answer = await self._send([unchanged(self._key, 0)], [put(self._key, proposed), *start], [get(self._key)])
-        self._identity = proposed if answer.done else answer.found[0][0].value
+        (found,) = (await self.peek(get(self._key))).found
+        if not found:
+            begun = await self._send([unchanged(self._key, 0)], [put(self._key, proposed), *start], [get(self._key)])
+            found = begun.found[0] if not begun.done else [KeyValue(self._key, proposed, begun.revision, 0)]
+        self._identity = found[0].value
         return self._identity
 
     async def peek(self, *ranges: Operation) -> Answer:
