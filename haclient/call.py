@@ -1,8 +1,9 @@
 """The values that travel: one gRPC request, its attempts, and what came back.
 
 Decision made here: a call is bytes. The SDK and the proxy both reduce a request to a `Call`, every
-policy passes it on unchanged, and only `Call.attempts` grows.  Nothing here does I/O and nothing here
-knows Milvus' messages; the table of methods is `haclient.milvus.methods`.
+policy passes it on unchanged, and only `Call.attempts` grows; where writes are replicated, `Call.behind` says
+before each attempt who must not serve it.  Nothing here does I/O and nothing here knows Milvus' messages; the
+table of methods is `haclient.milvus.methods`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from haclient.errors import WireError
+
+if TYPE_CHECKING:
+    from haclient.replication.past import Past
+    from haclient.replication.plan import Plan
 
 Metadata = tuple[tuple[str, str], ...]
 Session = Mapping[tuple[str, str], Metadata]
@@ -210,6 +215,9 @@ class Call:
             some cluster handed out (values up to 2 are levels, not timestamps); 0 if it does not.
         credentials: The application's own, for clusters that have none configured.
         session: Metadata particular to one endpoint, by the names of cluster and endpoint; None if there is none.
+        behind: Names of clusters that must not serve it, because they lack what it has to see.
+        plan: Which clusters may serve it, as replication sees it; None where nothing is replicated.
+        past: What its session has written and seen; None where nothing is replicated.
         attempts: Every try so far, oldest first; the one part that grows.
     """
 
@@ -225,6 +233,9 @@ class Call:
     guarantee_timestamp: int = 0
     credentials: Metadata = ()
     session: Session | None = None
+    behind: frozenset[str] = frozenset()
+    plan: Plan | None = None
+    past: Past | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
 

@@ -4,6 +4,7 @@ The stack of a call, outermost first; each layer says why it stands where it doe
 
     observe      counts what the application saw, so it must see everything below
     retry        above quarantine and hedge: a retry is a fresh, hedged try
+    plan         below retry: before each try, who has caught up by now (only where writes are mirrored)
     quarantine   above hedge: a suspect is not hedged
     hedge        above the fleet: each attempt of a race goes to another endpoint
     fleet.send   picks, takes the breaker's permit, rewrites for the cluster and hands the bytes to the wire
@@ -36,6 +37,7 @@ from haclient.policy.budget import Budget
 from haclient.policy.hedge import Hedging, Race
 from haclient.policy.quarantine import Quarantine
 from haclient.policy.retry import Retrying
+from haclient.replication.past import Kept, Past
 
 _TIMEOUT_FIELDS = {
     Kind.READ: "read_s",
@@ -64,6 +66,7 @@ class Core:
 
     Attributes:
         mirror: Replicates writes; None unless configured.
+        reader: Says which clusters may answer a read; None unless writes are mirrored.
     """
 
     def __init__(
@@ -84,11 +87,12 @@ class Core:
         self.keeper = Keeper(self.fleet, bus, loop, rng)
         self._starting: asyncio.Future[None] | None = None
         self._started = False
+        #: Sessions of servers that are haclient proxies.
+        self._kept = Kept()
         self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
         self._hedging = Hedging(self.fleet.send, config.hedge, self._budget, loop, bus, self.fleet.contradicted)
         self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
-        self._stack = self._assemble(config)
         self._exchanges: set[asyncio.Task[None]] = set()
         self.mirror: Mirror | None = None
         if config.replication.mode == "mirror":
@@ -96,6 +100,8 @@ class Core:
             clusters = FleetClusters(self.fleet, self._hedging, answer, loop)
             time = wall or loop.time
             self.mirror = Mirror(config.replication, clusters, answer, self.fleet, bus, rng, loop, time)
+        self.reader = self.mirror.reader if self.mirror is not None else None
+        self._stack = self._assemble(config)
 
     def _assemble(self, config: Config) -> Retrying:
         """Build the stack; what has a memory (budget, latencies, suspects) is kept when the configuration changes."""
@@ -103,7 +109,8 @@ class Core:
         self._budget.ratio, self._budget.floor = retry.budget_ratio, retry.budget_floor
         self._hedging.settings = config.hedge
         self._quarantine.for_s = retry.quarantine_s
-        return Retrying(self._quarantine, self.fleet.untried, retry, self._budget, self.loop, self._rng, self.bus)
+        tries = self._quarantine if self.reader is None else self._planned
+        return Retrying(tries, self.fleet.untried, retry, self._budget, self.loop, self._rng, self.bus)
 
     async def start(self) -> None:
         """Probe the endpoints and return as soon as one serves, or none can.
@@ -191,6 +198,12 @@ class Core:
     async def _answer(self, call: Call) -> Reply:
         return await self._stack(call)
 
+    async def _planned(self, call: Call) -> Attempt | None:
+        """Make one try, as soon as somebody can show what the call has to see."""
+        if call.plan is not None:
+            await call.plan.ready(call)
+        return await self._quarantine(call)
+
     def lend(self, method: Method, metadata: Metadata, credentials: Metadata, deadline: float) -> Flight | None:
         """Choose an endpoint for a stream that the caller opens there himself; None if all are drained.
 
@@ -210,6 +223,7 @@ class Core:
         *,
         credentials: Metadata = (),
         session: Session | None = None,
+        past: Past | None = None,
     ) -> Exchange:
         """Answer one call of the application by calling back; the core has been started before.
 
@@ -223,11 +237,12 @@ class Core:
             done: Gets the reply or the error, once, unless the exchange is cancelled first.
             credentials: See `haclient.call.Call`.
             session: See `haclient.call.Call`.
+            past: See `haclient.call.Call`; this core's own unless given.
 
         Raises:
             CallError: At once, if the call is not to be sent at all.
         """
-        call = self._call(method, message, metadata, timeout_s)
+        call = self._call(method, message, metadata, timeout_s, past=past)
         call.credentials = credentials
         call.session = session
         exchange = Exchange(self, call, done)
@@ -247,7 +262,13 @@ class Core:
         return deadline - self.loop.time()
 
     def _call(
-        self, method: Method, message: bytes, metadata: Metadata, timeout_s: float | None, facts: Facts | None = None
+        self,
+        method: Method,
+        message: bytes,
+        metadata: Metadata,
+        timeout_s: float | None,
+        facts: Facts | None = None,
+        past: Past | None = None,
     ) -> Call:
         if facts is None:
             facts = inspect(method, message, metadata)
@@ -270,11 +291,17 @@ class Core:
             facts.idempotent,
             facts.hedgeable,
         )
-        if facts.guarantee_timestamp > 2:
-            call.guarantee_timestamp = facts.guarantee_timestamp
+        if facts.guarantee_timestamp > 2 or facts.inner_timestamp > 2:
+            call.guarantee_timestamp = max(facts.guarantee_timestamp, facts.inner_timestamp)
             call.pin = self.fleet.owner(facts.guarantee_timestamp)
+        if self.reader is not None:
+            self.reader.enter(call, past)
+        elif self._kept:
+            call.metadata = self._kept.add(call.database, call.collection, metadata)
         if facts.pinned and call.pin is None:
             call.pin = self.fleet.homes.of(call, facts.collection_id)
+        if self.reader is not None and method.kind is Kind.READ:
+            call.plan = self.reader.plan(call, facts)
         if self.mirror is None and routes_as_write(method.kind) and not self.fleet.single_cluster():
             raise _refused(call, self.fleet)
         return call
@@ -307,7 +334,14 @@ class Core:
     def _learnt(self, call: Call, reply: Reply) -> Reply:
         """Learn from an answer, and return it as the application is to see it."""
         self.fleet.learn(call, reply)
-        return reply if self.mirror is None else self.mirror.shown(call, reply)
+        if self.mirror is not None:
+            won = winner(call)
+            if won is not None and self.reader is not None:
+                reply = self.reader.answered(call, won.cluster, reply)
+            return self.mirror.shown(call, reply)
+        if reply.trailers:
+            self._kept.keep(call.database, call.collection, reply.trailers)
+        return reply
 
     def _report(self, call: Call, outcome: str, start: float) -> None:
         took_s = self.fleet.clock() - start
@@ -408,7 +442,7 @@ class Exchange:
         core._budget.deposit(self._start)
         if not core._read(self.call):
             self._go_on(lambda: core._mirrored(self.call))
-        elif core._quarantine.idle:
+        elif core._quarantine.idle and (self.call.plan is None or self.call.plan.quick(self.call)):
             race = core._hedging.begin(self.call, self._tried)
             if self._task is None:
                 self._race = race

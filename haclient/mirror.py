@@ -22,8 +22,12 @@ from haclient.fleet.fleet import Fleet
 from haclient.milvus import ddl
 from haclient.milvus.status import Flavour, Verdict, peek
 from haclient.replication.clusters import Delivery, Member, Outcome
+from haclient.replication.descriptions import Descriptions
 from haclient.replication.engines import open_log
+from haclient.replication.progress import Progress
+from haclient.replication.reader import Reader
 from haclient.replication.replicator import Replicator
+from haclient.replication.watermark import WatermarkWatch
 
 #: gRPC: the server's own deadline came first; credentials missing or wrong; not permitted.
 _DEADLINE_EXCEEDED: Final = 4
@@ -47,6 +51,7 @@ class Mirror:
 
     Attributes:
         replicator: Writes and applies; None in a process without the log, which only reads.
+        reader: Says which clusters may answer a read.
     """
 
     def __init__(
@@ -68,14 +73,39 @@ class Mirror:
             name = f"{platform.node()}/{os.getpid()}/{rng.getrandbits(32):08x}"
             log = open_log(settings, wall)
             self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall)
+        self.reader, self._watch = self._read(clusters, loop)
+        fleet.lagging = self.reader.lagging
+        self._watching: asyncio.Task[None] | None = None
+        self._loop = loop
+
+    def _read(self, clusters: FleetClusters, loop: asyncio.AbstractEventLoop) -> tuple[Reader, WatermarkWatch]:
+        """Make what reads need: from the log where there is one, from the clusters' marks while there is none."""
+        settings, fleet, marks = self.settings, self._fleet, Progress(loop)
+        if self.replicator is None:
+            descriptions, log, sources = Descriptions(clusters, marks, loop), None, [marks]
+        else:
+            shared = self.replicator.shared
+            descriptions, log, sources = self.replicator.catalog.descriptions, shared.log, [shared.progress, marks]
+
+        def needed() -> bool:
+            return log is None or loop.time() - sources[0].fresh_at > 2.0 * settings.watermark_s
+
+        watch = WatermarkWatch(clusters, marks, settings.watermark_s, needed, descriptions.saw, loop)
+        known, ask = descriptions.known, descriptions.shape
+        return Reader(settings, sources, log, fleet.rotation, known, ask, fleet.timestamps, loop), watch
 
     async def start(self) -> None:
         """Open the log; see `Replicator.start`."""
         if self.replicator is not None:
             await self.replicator.start()
+        self._watching = self._loop.create_task(self._watch.run())
 
     async def aclose(self) -> None:
         """Hand over to other processes, and close the log."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self.reader.aclose()
         if self.replicator is not None:
             await self.replicator.aclose()
 

@@ -80,6 +80,8 @@ class Balancer:
         tiers = self._tiers((call.database, call.collection), now)
         if call.pin is not None:
             tiers = tuple(tuple(n for n in tier if n.cluster.name == call.pin) for tier in tiers)
+        if call.behind:
+            tiers = tuple(tuple(n for n in tier if n.cluster.name not in call.behind) for tier in tiers)
         for tier in tiers:
             left = tuple(node for node in tier if node not in tried) if tried else tier
             while left:

@@ -34,7 +34,7 @@ from haclient.fleet.model import FleetView, State
 from haclient.fleet.node import Cluster, Key, Node, PeakEwma
 from haclient.milvus import messages
 from haclient.milvus.requests import KeyField, inspect
-from haclient.milvus.timestamps import Timestamps
+from haclient.milvus.timestamps import TOKEN, Timestamps
 
 #: Collections asked for within this time are kept under watch by probes, seconds.
 _IN_USE_S = 600.0
@@ -79,6 +79,8 @@ class Fleet:
         #: Primary keys of collections, as described; they decide whether a write may be repeated.
         self.keys: dict[Key, KeyField] = {}
         self.homes = Homes(self)
+        #: Says whether a cluster is known to lack writes to a collection: what it does not find proves nothing.
+        self.lagging: Callable[[str, Key], bool] = _up_to_date
         self._bus = bus
         self._rng = rng
         #: Timers of slow starts.
@@ -124,6 +126,8 @@ class Fleet:
         """
         attempts = call.attempts
         tried = self._tried(attempts) if attempts else ()
+        if attempts and call.plan is not None:
+            call.plan.quick(call)  # somebody may have caught up since
         picked = self.balancer.pick(call, tried)
         if picked is None:
             return None
@@ -135,7 +139,9 @@ class Fleet:
         attempt = Attempt(node.name, node.cluster.name, now, hedge=hedge, life=node.life)
         attempts.append(attempt)
         message = call.message
-        if call.guarantee_timestamp and len(self.clusters) > 1:
+        if call.plan is not None:
+            message = call.plan.message(call, node.cluster.name)
+        elif call.guarantee_timestamp and (call.guarantee_timestamp >= TOKEN or len(self.clusters) > 1):
             facts = inspect(call.method, message)
             name, count = node.cluster.name, len(self.clusters)
             message = self.timestamps.for_cluster(call.method, message, facts, name, clusters=count)
@@ -188,7 +194,7 @@ class Fleet:
         return any(
             n not in tried and not n.drained and not n.refused and n.gate.state != breaker.OPEN
             for n in self.nodes()
-            if call.pin is None or n.cluster.name == call.pin
+            if (call.pin is None or n.cluster.name == call.pin) and n.cluster.name not in call.behind
         )
 
     def left_out(self, call: Call) -> str:
@@ -198,10 +204,19 @@ class Fleet:
         told = []
         for node in rest[:_MOST_TOLD]:
             why = node.refused or node.last_error
+            if call.plan is not None and node.cluster.name in call.behind:
+                why = call.plan.lag(node.cluster.name)
             told.append(f"{node.cluster.name}/{node.name} ({node.state(now).value}{': ' + why if why else ''})")
         if len(rest) > _MOST_TOLD:
             told.append(f"{len(rest) - _MOST_TOLD} more")
         return ", ".join(told)
+
+    def rotation(self) -> dict[str, bool]:
+        """Return the names of the clusters, and whether each has an endpoint that takes calls now."""
+        return {
+            cluster.name: any(not n.drained and not n.refused and n.gate.state != breaker.OPEN for n in cluster.nodes)
+            for cluster in self.clusters
+        }
 
     def owner(self, timestamp: int) -> str | None:
         """Return the cluster that handed out a timestamp, if there are several and it is known."""
@@ -217,7 +232,7 @@ class Fleet:
                 key = messages.read_collection(reply.message).key
                 if key is not None:
                     self.keys[call.database, call.collection] = key
-        elif call.method.kind is Kind.WRITE and len(self.clusters) > 1:
+        elif call.method.kind is Kind.WRITE and len(self.clusters) > 1 and call.attempts:
             cluster = call.attempts[-1].cluster
             self.timestamps.observe_write(cluster, call.database, call.collection, reply.message)
 
@@ -255,17 +270,27 @@ class Fleet:
         known of it is old); then the catalogue tells. One that is down counts only if it is known to have had it.
         """
         tried = self._tried(call.attempts) if call is not None else ()
-        others = (n for n in self.nodes() if n is not node and not n.drained and n not in tried)
+        others = (
+            n
+            for n in self.nodes()
+            if n is not node and not n.drained and n not in tried and not self.lagging(n.cluster.name, key)
+        )
         return any(key in n.catalogue or n.ready.get(key, n.gate.state != breaker.OPEN) for n in others)
 
     def contradicted(self, call: Call, attempt: Attempt) -> None:
         """Take an endpoint out for a collection in which it finds nothing where another endpoint finds something."""
+        key = (call.database, call.collection)
+        if any(self.lagging(one.cluster, key) for one in call.attempts):
+            return  # the rows are still to come there, or still to go here
         for node in self._tried([attempt]):
-            self.mark(node, (call.database, call.collection), False, attempt.reason)
+            self.mark(node, key, False, attempt.reason)
 
     def emptied(self, node: Node, key: Key) -> bool:
         """Say whether a collection has no row on this endpoint although a probe of another one has read one."""
-        return any(n is not node and not n.drained and n.rows.get(key) for n in self.nodes())
+        if self.lagging(node.cluster.name, key):
+            return False
+        others = (n for n in self.nodes() if n is not node and not n.drained and n.rows.get(key))
+        return any(not self.lagging(n.cluster.name, key) for n in others)
 
     def deny(self, node: Node, denied: bool) -> None:
         """Note whether an endpoint refuses our credentials: it is up, and of no use to us."""
@@ -277,7 +302,9 @@ class Fleet:
         """Say whether a read that was refused for its credentials has a cluster left that takes other ones."""
         mine, tried = node.cluster.authorization, self._tried(call.attempts)
         others = (n for n in self.nodes() if n not in tried and not n.denied and not n.drained)
-        return call.pin is None and any(n.cluster.authorization != mine for n in others)
+        return call.pin is None and any(
+            n.cluster.authorization != mine and n.cluster.name not in call.behind for n in others
+        )
 
     def alarm(self, node: Node, key: Key, reason: str) -> None:
         """Take an endpoint out for one collection until a probe finds its data right, and tell the operator why."""
@@ -395,6 +422,11 @@ class Fleet:
     def single_cluster(self) -> bool:
         """Whether writes have one place to go."""
         return len(self.clusters) == 1
+
+
+def _up_to_date(cluster: str, key: Key) -> bool:
+    """Say that no cluster lacks anything: nothing is replicated."""
+    return False
 
 
 def routes_as_write(kind: Kind) -> bool:

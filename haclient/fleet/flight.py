@@ -150,7 +150,8 @@ class Flight:
             verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.lost(node, key, call)
         ):
             self.attempt.action = Action.FAILOVER_COLLECTION
-            self._fleet.mark(node, key, False, verdict.reason)
+            if not self._fleet.lagging(node.cluster.name, key):
+                self._fleet.mark(node, key, False, verdict.reason)
         elif self.attempt.reply is not None and self.attempt.reply.code == UNAUTHENTICATED:
             if call.credentials and not node.cluster.authorization:
                 return  # the application's own were wrong

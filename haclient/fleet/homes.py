@@ -45,7 +45,11 @@ class Homes:
         key = (call.database, call.collection)
         if identity.proves(collection_id):
             return self._by_id(call, key, collection_id)
-        here = {cluster.name: cluster for cluster in fleet.clusters if any(not n.drained for n in cluster.nodes)}
+        here = {
+            cluster.name: cluster
+            for cluster in fleet.clusters
+            if cluster.name not in call.behind and any(not n.drained for n in cluster.nodes)
+        }
         name = self._names.get(key)
         if name not in here and here:
             if len(self._names) >= _MOST:

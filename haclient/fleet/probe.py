@@ -231,9 +231,9 @@ class MilvusLook(Look):
             reply, verdict = await self.ask(request)
             got = messages.read_query_keys(reply.message, key_name) if verdict.action is Action.OK else []
         missing = [key for key in canary.expect if key not in got]
-        if not missing:
-            return True
         key = (canary.database, canary.collection)
+        if not missing or fleet.lagging(node.cluster.name, key):
+            return True
         reason = verdict.reason or f"canary: {missing} should be found and is not (found: {got[:10]})"
         if key not in node.distrusted:
             fleet.alarm(node, key, reason)

@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Final, final
 
 from haclient.call import Metadata, Method
-from haclient.milvus.wireformat import BYTES, VARINT, bytes_field, fields, read_varint
+from haclient.milvus.wireformat import BYTES, VARINT, bytes_field, fields, read_varint, varint_field
 
 #: Top-level fields of one request that are looked at; a request with more is opaque. Bounds the time a hostile one
 #: can take; pymilvus writes one field per output field, partition, search parameter or column.
@@ -62,6 +62,7 @@ class Facts:
         pinned: It must not change cluster.
         needs_key: It is not idempotent as far as is known, and could be if the collection's `KeyField` were given.
         opaque: Its bytes could not be walked.
+        inner_timestamp: Highest guarantee timestamp of the searches inside a HybridSearch, 0 if none has one.
     """
 
     collection: str = ""
@@ -76,6 +77,7 @@ class Facts:
     needs_key: bool = False
     opaque: bool = False
     collection_id: int = 0
+    inner_timestamp: int = 0
 
 
 # Field number of db_name where the collection is not field 3 (with it, db_name is field 2 everywhere).
@@ -263,6 +265,7 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
                     facts.database = str(message[begin:at], "utf-8")
                 elif tag == 0x2A and hybrid:
                     facts.is_iterator |= _has_page(message, begin, at)
+                    facts.inner_timestamp = max(facts.inner_timestamp, varint_field(message, 11, begin, at))
             elif kind == 0:
                 number = tag >> 3
                 if number == timestamp:

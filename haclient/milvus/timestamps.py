@@ -13,16 +13,19 @@ Decisions made here:
 * The caller may know better: the target's own timestamp that covers the write (``applied``), or that the collection's
   default level ignores the timestamp (``default_level``); then the read stays as cheap as it was.
 * Strong on B says nothing of writes that have not reached B: choosing a cluster that has them is replication's work.
-* With one cluster nothing is looked at and nothing is copied.
+* A session token (bit 62, see `haclient.replication.token`) is no cluster's timestamp: it is never passed on, whoever
+  sends it and however many clusters there are.
+* With one cluster no other timestamp is looked at, and nothing is copied.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from haclient.call import Method
 from haclient.milvus.requests import READS, Facts
+from haclient.milvus.status import Flavour
 from haclient.milvus.wireformat import BYTES, VARINT, embed, fields, replace_varint, replace_varints, varint_field
 
 STRONG: Final = 0
@@ -36,8 +39,63 @@ SPECIAL: Final = 2
 #: The special value that asks for no freshness; sent where the server ignores the value.
 EVENTUALLY_TIMESTAMP: Final = 1
 
+#: From here on it is no timestamp but a place in the mutation log; milliseconds << 18 stay below until the year 2527.
+TOKEN: Final = 1 << 62
+
 # A timestamp that two clusters gave out belongs to neither.
 _SHARED: Final = ""
+
+
+def effective_level(timestamp: int, level: int, default: bool, default_level: int | None) -> int | None:
+    """Return the consistency level by which a server answers a read; None if that is the collection's, and not known.
+
+    Absent levels read as Strong; then the timestamp says what old SDKs meant: a value that is a time asks for it, as
+    Customized does.
+
+    Args:
+        timestamp: The guarantee timestamp as sent.
+        level: The level as sent.
+        default: The collection's own level applies.
+        default_level: The collection's own level, None if unknown.
+    """
+    if default:
+        return default_level
+    if level != STRONG or timestamp == 0:
+        return level
+    return {EVENTUALLY_TIMESTAMP: EVENTUALLY, SPECIAL: BOUNDED}.get(timestamp, CUSTOMIZED)
+
+
+def covering(method: Method, reply: bytes, flavour: Flavour) -> int | None:
+    """Return the cluster's own timestamp from which on a delivered mutation is to be seen there.
+
+    Args:
+        method: What was carried out.
+        reply: The server's answer to it.
+        flavour: The kind of server.
+
+    Returns:
+        The timestamp; 0 if no read needs one (what it changed are no rows, or it is Lite, which reads its own writes at
+        once); None if the server has not told it (2.3.5 answers deletes so): then one that it allocates
+        (AllocTimestamp) after the answer covers it.
+    """
+    if flavour is Flavour.LITE or method.name not in ("Insert", "Upsert", "Delete"):
+        return 0
+    try:
+        timestamp = varint_field(reply, 9)
+    except ValueError:
+        return None
+    return timestamp if timestamp > SPECIAL else None
+
+
+class _Target(NamedTuple):
+    """Where a read goes; see `Timestamps.for_cluster`."""
+
+    cluster: str
+    clusters: int
+    applied: int
+    required: bool
+    default_level: int | None
+    is_iterator: bool
 
 
 @final
@@ -104,6 +162,7 @@ class Timestamps:
         *,
         clusters: int,
         applied: int = 0,
+        required: bool = False,
         default_level: int | None = None,
     ) -> bytes:
         """Make a read fit to be sent to a cluster.
@@ -115,63 +174,48 @@ class Timestamps:
             cluster: The cluster it goes to.
             clusters: How many clusters the fleet has.
             applied: The target's own timestamp at which it has what the client's timestamp stands for, 0 if unknown.
+            required: What ``applied`` stands for must be seen, also where the client sends no timestamp.
             default_level: The collection's own consistency level, None if unknown.
 
         Returns:
             The message itself if nothing had to change, else a changed copy.
         """
-        if clusters < 2 or facts.opaque:
-            return message
         read = READS.get(method.name)
-        if read is None:
+        if read is None or facts.opaque:
             return message
+        target = _Target(cluster, clusters, applied, required, default_level, facts.is_iterator)
         if method.name == "HybridSearch":
             try:
-                message = self._inner(message, facts.is_iterator, cluster, applied, default_level)
+                message = self._inner(message, target)
             except ValueError:
                 return message  # a search inside is malformed: every server refuses it
-        wanted = self._wanted(
-            facts.guarantee_timestamp,
-            facts.consistency_level,
-            facts.use_default_consistency,
-            facts.is_iterator,
-            cluster,
-            applied,
-            default_level,
-        )
+        wanted = self._wanted(facts.guarantee_timestamp, facts.consistency_level, facts.use_default_consistency, target)
         if wanted is None:
             return message
         return replace_varints(message, dict(zip(read[:3], wanted, strict=True)))
 
-    def _wanted(
-        self,
-        timestamp: int,
-        level: int,
-        default: bool,
-        is_iterator: bool,
-        cluster: str,
-        applied: int,
-        default_level: int | None,
-    ) -> tuple[int, int, int] | None:
+    def _wanted(self, timestamp: int, level: int, default: bool, target: _Target) -> tuple[int, int, int] | None:
         """Decide on (guarantee timestamp, level, use default); None to leave them."""
-        if timestamp <= SPECIAL:
+        effective = effective_level(timestamp, level, default, target.default_level)
+        if timestamp < TOKEN and self._stays(timestamp, effective, target):
             return None
-        owner = self._owners.get(timestamp)
-        if owner == cluster:
-            return None
-        if is_iterator and owner is None:
-            # A page's snapshot time; without the server's help the client takes it from its own clock. Pages are
-            # pinned, so it is this cluster's.
-            return None
-        effective = default_level if default else level
         if effective in (BOUNDED, EVENTUALLY) or (default and effective == STRONG):
             # The server computes the time from the level and ignores what is sent.
             return EVENTUALLY_TIMESTAMP, level, int(default)
-        if applied > SPECIAL:
-            return applied, SESSION, 0
+        if target.applied > SPECIAL:
+            return target.applied, SESSION, 0
         return 0, STRONG, 0
 
-    def _inner(self, message: bytes, is_iterator: bool, cluster: str, applied: int, default_level: int | None) -> bytes:
+    def _stays(self, timestamp: int, effective: int | None, target: _Target) -> bool:
+        """Say whether a timestamp that is no token may go to a cluster as it is."""
+        if timestamp <= SPECIAL:
+            return not (target.required and effective == SESSION)
+        owner = self._owners.get(timestamp)
+        # A page's snapshot time; without the server's help the client takes it from its own clock. Pages are pinned, so
+        # it is this cluster's.
+        return target.clusters < 2 or owner == target.cluster or (target.is_iterator and owner is None)
+
+    def _inner(self, message: bytes, target: _Target) -> bytes:
         """Rewrite the searches (#5) inside a HybridSearch, each by its own fields."""
         parts: list[bytes] = []
         kept_from = at = 0
@@ -181,9 +225,7 @@ class Timestamps:
                 for inner, inner_kind, value, _ in fields(message, a, b):
                     if inner_kind == VARINT and inner in found:
                         found[inner] = value
-                wanted = self._wanted(
-                    found[11], found[14], bool(found[15]), is_iterator, cluster, applied, default_level
-                )
+                wanted = self._wanted(found[11], found[14], bool(found[15]), target)
                 if wanted is not None:
                     search = replace_varints(message[a:b], dict(zip((11, 14, 15), wanted, strict=True)))
                     parts += (message[kept_from:at], embed(5, search))

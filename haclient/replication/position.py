@@ -56,12 +56,14 @@ class Position:
         low: Every entry up to it is done, but for those of parked streams.
         ahead: Highest entry done of streams that are further than ``low``.
         parked: Streams that have stopped.
-        timestamps: Newest timestamp of the cluster's own clock for a write to a stream; of streams written lately.
+        timestamps: The cluster's own timestamp from which on all is seen that it has of a stream; of streams written
+            lately, and under the barrier one for all others, if it is known.
         standing: What the cluster is to the others.
         begun: Highest entry that may have been begun; of a cluster that is away none above it is.
         open: Somebody may have requests under way to the cluster: whoever takes over has to let them come to rest.
         epoch: Epoch of the lease of whoever wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
+        marked: What ``low`` was when the cluster's own mark was last written into it; see `watermark.lost`.
     """
 
     low: int = 0
@@ -73,6 +75,7 @@ class Position:
     open: bool = False
     epoch: int = 0
     blocked: str = ""
+    marked: int = 0
 
     def applied(self, stream: Stream) -> int:
         """Return the highest seq up to which every entry of a stream is done."""
@@ -86,14 +89,15 @@ class Position:
         return orjson.dumps(
             {
                 "low": self.low,
-                "ahead": {_text(stream): seq for stream, seq in self.ahead.items()},
-                "parked": {_text(stream): [one.seq, one.reason] for stream, one in self.parked.items()},
-                "timestamps": {_text(stream): value for stream, value in self.timestamps.items()},
+                "ahead": {text_of(stream): seq for stream, seq in self.ahead.items()},
+                "parked": {text_of(stream): [one.seq, one.reason] for stream, one in self.parked.items()},
+                "timestamps": {text_of(stream): value for stream, value in self.timestamps.items()},
                 "standing": self.standing.value,
                 "begun": self.begun,
                 "open": self.open,
                 "epoch": self.epoch,
                 "blocked": self.blocked,
+                "marked": self.marked,
             }
         )
 
@@ -108,14 +112,15 @@ class Position:
             known: dict[str, Any] = orjson.loads(value)
             return cls(
                 low=known["low"],
-                ahead={_stream(text): seq for text, seq in known["ahead"].items()},
-                parked={_stream(text): Parked(seq, reason) for text, (seq, reason) in known["parked"].items()},
-                timestamps={_stream(text): one for text, one in known["timestamps"].items()},
+                ahead={stream_of(text): seq for text, seq in known["ahead"].items()},
+                parked={stream_of(text): Parked(seq, reason) for text, (seq, reason) in known["parked"].items()},
+                timestamps={stream_of(text): one for text, one in known["timestamps"].items()},
                 standing=Standing(known["standing"]),
                 begun=known["begun"],
                 open=known["open"],
                 epoch=known["epoch"],
                 blocked=known["blocked"],
+                marked=known["marked"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a position: {error!r}") from None
@@ -127,10 +132,12 @@ def read_positions(facts: Mapping[str, Fact], members: Collection[str]) -> dict[
     return {name: Position.decode(fact.value) for name, fact in found.items() if name in members}
 
 
-def _text(stream: Stream) -> str:
+def text_of(stream: Stream) -> str:
+    """Write a stream as a text; the barrier is "/"."""
     return "/".join(stream)
 
 
-def _stream(text: str) -> Stream:
+def stream_of(text: str) -> Stream:
+    """Read what `text_of` wrote."""
     database, _, collection = text.partition("/")
     return database, collection

@@ -8,16 +8,14 @@ through any proxy, process and language without anybody knowing of it. Bit 62 te
 
 from __future__ import annotations
 
-from typing import Final
-
-_MARK: Final = 1 << 62
+from haclient.milvus.timestamps import TOKEN
 
 
 def token(seq: int) -> int:
     """Make the token of a place in the log."""
-    return _MARK | seq
+    return TOKEN | seq
 
 
 def seq_of(timestamp: int) -> int:
     """Return the place in the log that a timestamp stands for; 0 if it is no token."""
-    return timestamp ^ _MARK if timestamp >= _MARK else 0
+    return timestamp ^ TOKEN if TOKEN <= timestamp < 2 * TOKEN else 0

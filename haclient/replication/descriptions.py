@@ -1,0 +1,94 @@
+"""What collections look like: descriptions by database and name or alias.
+
+Decision made here: a description comes from a cluster that has applied every schema change that this process knows of,
+and is kept until the next one is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final, final
+
+from haclient.errors import CallError, DeadlineExceeded
+from haclient.milvus import messages
+from haclient.milvus.shape import Shape, read_shape
+from haclient.replication.clusters import Clusters
+from haclient.replication.log import BARRIER, Entry, Stream
+from haclient.replication.position import Standing
+from haclient.replication.progress import ROWS, Progress
+
+_MOST: Final = 4_096
+
+
+@final
+class Descriptions:
+    """Descriptions of collections.
+
+    Args:
+        clusters: Who is asked.
+        progress: Who has which schema changes.
+        loop: Its time is the clock.
+    """
+
+    def __init__(self, clusters: Clusters, progress: Progress, loop: asyncio.AbstractEventLoop) -> None:
+        self._clusters = clusters
+        self._progress = progress
+        self._loop = loop
+        self._shapes: dict[Stream, Shape] = {}
+        self._changes = 0
+
+    def saw(self, entries: Iterable[Entry]) -> None:
+        """Forget what entries of the log change."""
+        for entry in entries:
+            if entry.mutation.method in ROWS:
+                continue
+            self._changes += 1
+            stream = entry.mutation.stream
+            if stream == BARRIER:
+                self._shapes.clear()
+                continue
+            for name, shape in list(self._shapes.items()):
+                if stream in (name, (shape.database, shape.collection)):
+                    del self._shapes[name]
+
+    def known(self, database: str, name: str) -> Shape | None:
+        """Return what is known of a collection, None if it has to be asked for."""
+        return self._shapes.get((database, name))
+
+    async def shape(self, database: str, name: str, deadline: float) -> Shape:
+        """Describe a collection.
+
+        Raises:
+            CallError: No cluster could; a collection that is not there has Milvus' own code.
+        """
+        known = self.known(database, name)
+        if known is not None:
+            return known
+        changes = self._changes
+        shape = read_shape(await self._describe(database, name, deadline), database)
+        if changes == self._changes:  # or it may be out of date already
+            if len(self._shapes) >= _MOST:
+                self._shapes.clear()
+            self._shapes[database, name] = shape
+        return shape
+
+    async def _describe(self, database: str, name: str, deadline: float) -> bytes:
+        progress = self._progress
+        needed = [(one, progress.changed(one)) for one in (BARRIER, (database, name))]
+
+        def ready() -> list[str]:
+            members = [member.name for member in self._clusters.members() if not member.drained]
+            found = [one for one in members if all(progress.has(one, stream, seq) for stream, seq in needed)]
+            return sorted(found, key=lambda one: progress.standing(one) is not Standing.IN_SYNC)
+
+        asked = messages.describe_collection(name, database=database)
+        last: CallError | None = None
+        if await progress.until(lambda: bool(ready()), deadline):
+            for cluster in ready():
+                left_s = max(deadline - self._loop.time(), 0.01)
+                try:
+                    return await self._clusters.ask(cluster, asked.method, asked.message, database, left_s)
+                except CallError as error:
+                    last = error
+        raise last or DeadlineExceeded(f"{name}: no cluster that has its latest schema could describe it in time")
