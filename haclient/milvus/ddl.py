@@ -146,7 +146,7 @@ _ALREADY: Final[dict[str, re.Pattern[str]]] = {
     for name, text in {
         "CreateCollection": _EXISTS,
         "CreatePartition": _EXISTS,
-        "CreateAlias": _EXISTS,
+        "CreateAlias": rf"^(?!.*another collection).*{_EXISTS}",
         "CreateDatabase": _EXISTS,
         "CreateIndex": _EXISTS,
         "CreateCredential": _EXISTS,
