@@ -171,6 +171,7 @@ class SqliteLog:
         done = self._write_thread.submit(self._close)  # after the transaction under way; runs also if this is cancelled
         self._write_thread.shutdown(wait=False)
         await asyncio.wrap_future(done)
+        self._write_thread.shutdown()
         if self._committing is not None:
             await asyncio.wait([self._committing])
 

@@ -27,6 +27,8 @@ _LOCK_S: Final = 5.0
 #: Time between two looks at a lock, at first and at most, seconds.
 _LOOK_S: Final = (0.0002, 0.002)
 
+#: Where Linux lists what is mounted.
+_MOUNTS: Final = Path("/proc/self/mountinfo")
 #: File systems whose locks and shared memory do not reach from host to host, as far as they are known by name.
 _NETWORK: Final = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
@@ -53,6 +55,17 @@ CREATE TABLE lease (
     name TEXT PRIMARY KEY, epoch INTEGER NOT NULL, holder TEXT NOT NULL, boot TEXT NOT NULL, until REAL
 );
 COMMIT;
+"""
+
+#: Of each connection. What is deleted is not overwritten with zeros, which would write trimmed entries once more.
+_SETTINGS: Final = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA fullfsync = ON;
+PRAGMA checkpoint_fullfsync = ON;
+PRAGMA secure_delete = OFF;
+PRAGMA cell_size_check = ON;
+PRAGMA journal_size_limit = 67108864;
 """
 
 
@@ -101,15 +114,23 @@ class LogFile:
         self._identity = status.st_dev, status.st_ino
 
     def connect(self) -> sqlite3.Connection:
-        """Open it once more; the connection may move to another thread."""
+        """Open it once more; the connection may move to another thread.
+
+        Raises:
+            LogCorrupt: It cannot be read.
+            LogUnavailable: It cannot be opened now.
+        """
         # psow (the usual): nothing is padded behind a commit's mark, so a full disk always leaves it unfinished.
         uri = f"file:{quote(str(self.path))}?mode=rw&psow=1"
-        connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_S, isolation_level=None, check_same_thread=False)
-        connection.executescript(
-            "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;"
-            # Pages of trimmed entries are not written once more to blank them.
-            "PRAGMA secure_delete = OFF; PRAGMA cell_size_check = ON; PRAGMA journal_size_limit = 67108864;"
-        )
+        try:
+            connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_S, isolation_level=None, check_same_thread=False)
+            try:
+                connection.executescript(_SETTINGS)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise self.explain(error) from None
         return connection
 
     @contextmanager
@@ -282,7 +303,7 @@ def _network(folder: Path) -> str:
     device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        mounts = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     for mount in mounts:

@@ -18,13 +18,13 @@ from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation
 from haclient.replication.sqlite_file import LogFile
 
 #: Most entries, and bytes of messages, that one step of a trim removes: a writer waits for one step at most.
-_STEP_ENTRIES: Final = 512
-_STEP_BYTES: Final = 4 << 20
+_STEP_ENTRIES: Final = 256
+_STEP_BYTES: Final = 2 << 20
 #: Operation ids that are remembered of trimmed entries.
 _REMEMBERED: Final = 100_000
 #: Free pages (4 KiB) that stay in the file for what comes, and those given back to the disk in one step.
 _SPARE_PAGES: Final = 4_096
-_STEP_PAGES: Final = 1_024
+_STEP_PAGES: Final = 512
 
 _SELECT: Final = """
 SELECT entry.seq, at, operation.id, method, stream_database, stream_collection, database, size, checksum, {message}
@@ -128,8 +128,9 @@ class Store:
             self._do("DELETE FROM entry WHERE seq <= ?", last)
             self._do("DELETE FROM operation WHERE seq <= ?", last - _REMEMBERED)
             self._do("UPDATE state SET size = size - ?", removed)
-        if self._one("PRAGMA freelist_count")[0] > _SPARE_PAGES:
-            self._do(f"PRAGMA incremental_vacuum({_STEP_PAGES})").fetchall()  # a page a row
+        (free,) = self._one("PRAGMA freelist_count")
+        for _ in range(min(free - _SPARE_PAGES, _STEP_PAGES)):
+            self._do("PRAGMA incremental_vacuum(1)")  # of a larger number, Python would take one step all the same
         return through if 0 < last < through else 0
 
     def _check_room(self, bounds: Bounds, count: int, size: int) -> None:

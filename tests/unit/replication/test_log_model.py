@@ -159,7 +159,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize(
     ("name", "examples"),
-    [("sqlite", 40), pytest.param("etcd", 15, marks=pytest.mark.xdist_group("etcd-log"))],
+    [("sqlite", 40), pytest.param("etcd", 5, marks=pytest.mark.xdist_group("etcd-log"))],
 )
 def test_an_engine_does_what_the_model_does(name, examples):
     """Any sequence of operations on two handles gives what it gives in memory."""
