@@ -25,10 +25,13 @@ import orjson
 from haclient.config.replication import ETCD, Replication
 from haclient.errors import ConfigError, LogUnavailable
 
-#: Time in which one endpoint is to answer; doubled whenever one does not, for a slow disk is no dead server.
-_ATTEMPT_S: Final = 1.0
+#: Time in which one endpoint is to answer; doubled once each was given it, for a slow disk is no dead server. It is
+#: short because what a member passes on to a leader that has died is lost, and that member does not say so.
+_ATTEMPT_S: Final = 0.5
 _MAX_ATTEMPT_S: Final = 5.0
 _CONNECT_S: Final = 0.5
+#: Time in which each endpoint is to say who it is, when the log is opened.
+_LOOK_S: Final = 2.0
 #: Time after which a request that no endpoint answers is given up; an election takes one to three seconds.
 _PATIENCE_S: Final = 10.0
 #: Pause once every endpoint has failed.
@@ -159,7 +162,7 @@ class EtcdClient:
         deadline = loop.time() + _PATIENCE_S
         attempt_s = _ATTEMPT_S
         failures: dict[str, str] = {}
-        sent = False
+        sent = late = False
         for attempt in itertools.count(1):
             at = self._at
             endpoint = self._endpoints[at]
@@ -168,7 +171,7 @@ class EtcdClient:
             except _EndpointFailed as failure:
                 failures[endpoint] = str(failure)
                 sent = sent or (writes and failure.sent)
-                attempt_s = min(attempt_s * 2, _MAX_ATTEMPT_S) if failure.late else attempt_s
+                late = late or failure.late
             except _Refused as refusal:
                 raise self._error(endpoint, refusal, sent=sent) from None
             else:
@@ -176,6 +179,7 @@ class EtcdClient:
             self._leave(at)
             if attempt % len(self._endpoints) == 0:
                 await asyncio.sleep(_PAUSE_S)
+                attempt_s, late = min(attempt_s * 2, _MAX_ATTEMPT_S) if late else attempt_s, False
             if self._closed:
                 raise LogUnavailable(f"the log {self.name} was closed", sent=sent)
             if loop.time() >= deadline:
@@ -205,7 +209,7 @@ class EtcdClient:
 
     async def quota(self) -> int:
         """Return how large etcd lets its database become, bytes."""
-        response = await self._exchange(_request("GET", self._endpoints[self._at] + "/metrics", b"", ""), _ATTEMPT_S)
+        response = await self._exchange(_request("GET", self._endpoints[self._at] + "/metrics", b"", ""), _LOOK_S)
         found = re.search(rb"^etcd_server_quota_backend_bytes (\S+)$", response.content, re.MULTILINE)
         return int(float(found[1])) if found else _DEFAULT_QUOTA
 
@@ -252,7 +256,7 @@ class EtcdClient:
                 raise _EndpointFailed(str(failure), sent=False, late=failure.late) from None
 
     async def _cluster_of(self, endpoint: str) -> str:
-        return str((await self._try(endpoint, "/v3/maintenance/status", b"{}", _ATTEMPT_S))["header"]["cluster_id"])
+        return str((await self._try(endpoint, "/v3/maintenance/status", b"{}", _LOOK_S))["header"]["cluster_id"])
 
     async def _ask(self, endpoint: str, path: str, content: bytes, timeout_s: float, token: str) -> Any:
         response = await self._exchange(_request("POST", endpoint + path, content, token), timeout_s)
