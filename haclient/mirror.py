@@ -32,6 +32,8 @@ from haclient.replication.watermark import WatermarkWatch
 #: gRPC: the server's own deadline came first; credentials missing or wrong; not permitted.
 _DEADLINE_EXCEEDED: Final = 4
 _ACCESS: Final = frozenset((7, 16))
+#: Done by all clusters, and answered by one of them: the answer names its segments, after which the user asks it.
+_WITH_ANSWER: Final = frozenset(("Flush", "FlushAll"))
 _REFUSES_WRITES: Final = (Action.BACK_OFF, Action.WRITE_BLOCKED)
 
 
@@ -125,7 +127,10 @@ class Mirror:
                     f"{call.method.name} {call.collection}: not sent. This process has no mutation log "
                     '(replication.log = ""), so it only reads; name the log in its configuration.'
                 )
-            return await self.replicator.write(call.method, call.message, call.metadata, call.database, call.deadline)
+            write = self.replicator.write
+            reply = await write(call.method, call.message, call.metadata, call.database, call.deadline, call.past)
+            if call.method.name not in _WITH_ANSWER or not self.went_well(call.method, reply):
+                return reply
         call.pin = self._fleet.homes.of(call)
         return await self._home(call)
 

@@ -20,9 +20,11 @@ from haclient.milvus.status import Flavour
 from haclient.replication.applier import Applier
 from haclient.replication.catalog import Catalog
 from haclient.replication.clusters import Clusters
+from haclient.replication.commit import Commit
 from haclient.replication.decisions import OPERATOR
 from haclient.replication.keys import KeyMaker
 from haclient.replication.log import Entry, Mutation, MutationLog
+from haclient.replication.past import Past
 from haclient.replication.position import POSITION, Position, Standing, read_positions
 from haclient.replication.progress import Progress
 from haclient.replication.recent import Recent
@@ -75,7 +77,8 @@ class Replicator:
         )
         self.catalog = Catalog(self.shared)
         self._keys = KeyMaker(log, name, self._wall, rng, loop)
-        self._writer = Writer(self.shared, self.catalog, self._keys, self._appended, adopt or _as_it_is)
+        commit = Commit(self.shared, self._appended)
+        self._writer = Writer(self.shared, commit, self.catalog, self._keys, adopt or _as_it_is)
         self._appliers: dict[str, Applier] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._backoff = Backoff(rng)
@@ -94,9 +97,17 @@ class Replicator:
         self._run("follow", self._follow())
         self._run("trim", self._trim())
 
-    async def write(self, method: Method, message: bytes, metadata: Metadata, database: str, deadline: float) -> Reply:
+    async def write(
+        self,
+        method: Method,
+        message: bytes,
+        metadata: Metadata,
+        database: str,
+        deadline: float,
+        past: Past | None = None,
+    ) -> Reply:
         """Carry out one call that changes something; see `Writer.write`."""
-        return await self._writer.write(method, message, metadata, database, deadline)
+        return await self._writer.write(method, message, metadata, database, deadline, past)
 
     async def aclose(self) -> None:
         """Finish what is under way, hand the leases over and close the log."""
