@@ -5,8 +5,8 @@ Decisions made here:
 * A page is asked for by key (``key > last``), never by offset, and says nothing about the end: servers answer with more
   rows than the limit, and with fewer although there are more. The end is a page without rows.
 * Columns stay protobuf, as they came: nothing is lost, and the bulk (vectors) is copied by C code. What a server cannot
-  take back the way it gave it out is mended in `rows_message`: an empty array without a type kills Milvus 2.3.5, null
-  cells have no place in an insert, ``$meta`` has to be marked as dynamic, what a function computes is not written.
+  take back the way it gave it out is brought into the form of writes (`haclient.milvus.columns`): empty arrays without
+  a type kill Milvus 2.3.5, null cells have no place in a write. What a function computes is neither read nor written.
 * Every column is asked for by name: ``*`` means other things to other servers.
 """
 
@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
-from pymilvus.grpc_gen import milvus_pb2, schema_pb2
+from pymilvus.grpc_gen import milvus_pb2
 
+from haclient.milvus import columns
 from haclient.milvus.expressions import in_list, literal
 from haclient.milvus.messages import Key, Request
 from haclient.milvus.methods import named
@@ -29,18 +30,6 @@ MOST_ROWS: Final = 16_384
 _LOWEST: Final = -(1 << 63)
 _HIGHEST: Final = (1 << 63) - 1
 _FIELDS_DATA: Final = 5
-
-#: The list that a cell of an array field has its elements in, by the type of the elements.
-_ELEMENTS: Final = {
-    schema_pb2.Bool: "bool_data",
-    schema_pb2.Int8: "int_data",
-    schema_pb2.Int16: "int_data",
-    schema_pb2.Int32: "int_data",
-    schema_pb2.Int64: "long_data",
-    schema_pb2.Float: "float_data",
-    schema_pb2.Double: "double_data",
-    schema_pb2.VarChar: "string_data",
-}
 
 
 @final
@@ -55,8 +44,8 @@ class Page:
 
     __slots__ = ("columns", "keys", "size")
 
-    def __init__(self, columns: Iterable[Any], key: str, size: int = 0) -> None:
-        self.columns: dict[str, Any] = {column.field_name: column for column in columns}
+    def __init__(self, fields_data: Iterable[Any], key: str, size: int = 0) -> None:
+        self.columns: dict[str, Any] = {column.field_name: column for column in fields_data}
         self.size = size
         self.keys: list[Key] = []
         if key in self.columns:
@@ -146,7 +135,10 @@ def read_page(reply: bytes, shape: Shape) -> Page:
 def rows_message(page: Page, shape: Shape, partition: str = "") -> bytes:
     """Make the request that writes a page's rows: an UpsertRequest, whose bytes are an InsertRequest too.
 
-    The page's columns are mended in place, which does not change what they say.
+    The page's columns are brought into form in place, which does not change what they say.
+
+    Raises:
+        InvalidWrite: A row is such as no server should have.
     """
     head: bytes = milvus_pb2.UpsertRequest(
         db_name=shape.database,
@@ -154,33 +146,10 @@ def rows_message(page: Page, shape: Shape, partition: str = "") -> bytes:
         partition_name=partition,
         num_rows=len(page.keys),
     ).SerializeToString()
-    columns = [_mend(column, shape.fields.get(name)) for name, column in page.columns.items()]
-    return head + b"".join(embed(_FIELDS_DATA, column.SerializeToString()) for column in columns)
-
-
-def _mend(column: Any, field: Any) -> Any:
-    column.field_id = 0  # of the cluster that it was read from
-    column.is_dynamic = column.field_name == DYNAMIC
-    if column.type == schema_pb2.Array and field is not None:
-        cells = column.scalars.array_data
-        cells.element_type = field.element_type
-        elements = _ELEMENTS.get(field.element_type)
-        for cell in cells.data:
-            if elements is not None and cell.WhichOneof("data") is None:
-                getattr(cell, elements).SetInParent()
-    if column.valid_data and column.HasField("scalars"):
-        _compact(column)
-    return column
-
-
-def _compact(column: Any) -> None:
-    """Take the place-holders of null cells out: a reply has one for each, a write has none."""
-    valid = column.valid_data[:]
-    kind = column.scalars.WhichOneof("data")
-    if kind is None or all(valid):
-        return
-    cells = getattr(column.scalars, kind)
-    if len(cells.data) == len(valid):
-        kept = [cell for cell, ok in zip(cells.data, valid, strict=True) if ok]
-        del cells.data[:]
-        cells.data.extend(kept)
+    for name, column in page.columns.items():
+        if name in shape.fields:
+            columns.check(column, shape.fields[name], len(page.keys))
+        else:
+            column.ClearField("field_id")
+            column.is_dynamic = name == DYNAMIC
+    return head + b"".join(embed(_FIELDS_DATA, column.SerializeToString()) for column in page.columns.values())

@@ -6,6 +6,7 @@ version does not know of is copied too. Only what is of one cluster alone (ids, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -58,6 +59,9 @@ def drop_database(name: str) -> Request:
 def create_collection(description: bytes, database: str) -> Request:
     """Create the collection that a cluster has described (DescribeCollection)."""
     told = parse(milvus_pb2.DescribeCollectionResponse, description)
+    for one in _fields(told.schema):
+        one.ClearField("fieldID")
+        one.ClearField("state")
     message = milvus_pb2.CreateCollectionRequest(
         db_name=database,
         collection_name=told.collection_name or told.schema.name,
@@ -69,6 +73,12 @@ def create_collection(description: bytes, database: str) -> Request:
     if any(field.is_partition_key for field in told.schema.fields):
         message.num_partitions = told.num_partitions
     return request("CreateCollection", message)
+
+
+def _fields(schema: Any) -> Iterator[Any]:
+    yield from schema.fields
+    for struct in schema.struct_array_fields:
+        yield from struct.fields
 
 
 def drop_collection(collection: str, database: str) -> Request:

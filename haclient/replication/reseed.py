@@ -5,8 +5,8 @@ Decisions made here:
 * Each collection has a place of its own in the log: up to which entry the donor had it before its copy began. The
   applier goes on from there, stream by stream, and whatever of it is in the copy already is applied once more, in
   the ways that do no harm twice.
-* That holds for rows, not for what changes a collection itself: a collection that was created, dropped, renamed, indexed
-  or divided while it was copied is copied again, from a later place. So is what concerns several collections (aliases,
+* That holds for rows, not for what changes a collection itself: one that was created, dropped, renamed, indexed or
+  divided while it was copied is copied again, from a later place. So is what concerns several collections (aliases,
   databases, roles), which is copied last.
 * The place of each copy is a fact, so a copy that was cut off goes on, with the same places in the log.
 """
