@@ -62,6 +62,7 @@ class Facts:
         pinned: It must not change cluster.
         needs_key: It is not idempotent as far as is known, and could be if the collection's `KeyField` were given.
         opaque: Its bytes could not be walked.
+        reads_rows: Its answer shows rows, so that it has a consistency level.
         inner_timestamp: Highest guarantee timestamp of the searches inside a HybridSearch, 0 if none has one.
     """
 
@@ -77,6 +78,7 @@ class Facts:
     needs_key: bool = False
     opaque: bool = False
     collection_id: int = 0
+    reads_rows: bool = False
     inner_timestamp: int = 0
 
 
@@ -284,6 +286,7 @@ def _read(facts: Facts, message: bytes, numbers: tuple[int, int, int, int], hybr
         raise ValueError("truncated message") from None
     if at != end:
         raise ValueError("truncated message, or too many fields")
+    facts.reads_rows = True
     if facts.is_iterator:
         facts.hedgeable = False
         facts.pinned = True

@@ -152,6 +152,7 @@ class ProxyCall(IncomingCall):
                 self._answered,
                 credentials=head.credentials,
                 session=gateway.sessions.of(head.identifier) if head.identifier else None,
+                past=gateway.sessions.past(self.connection) if gateway.core.reader is not None else None,
             )
         except CallError as error:
             self._answered(error)
@@ -170,6 +171,9 @@ class ProxyCall(IncomingCall):
         own: Metadata = ()
         if self._method.path in _ABOUT_SERVERS and reply.code == 0 and self._exchange is not None:
             message, own = self._about_us(message, self._exchange)
+        trailers = reply.trailers
+        if self._gateway.core.reader is not None and self._exchange is not None:
+            trailers += self._gateway.core.reader.trailer(self._exchange.call)
         if log.isEnabledFor(logging.DEBUG):
             self._log(logging.DEBUG, "answered", reply)
         mark = self._id.encode()
@@ -181,12 +185,12 @@ class ProxyCall(IncomingCall):
             head += passed_on(reply.headers + own)
         if reply.code:
             tail = grpc.trailers_block(reply.code, reply.details)
-            self.fail(head + tail + passed_on(reply.trailers))
+            self.fail(head + tail + passed_on(trailers))
             return
         # Held until the client has taken it; not refused any more, since the work is done.
         self._gateway.admission.memory_bytes += len(message)
         self._held += len(message)
-        self.answer(head, message, _OK_TRAILERS + passed_on(reply.trailers) if reply.trailers else _OK_TRAILERS)
+        self.answer(head, message, _OK_TRAILERS + passed_on(trailers) if trailers else _OK_TRAILERS)
 
     def _told(self, error: HAClientError) -> Reply:
         """Tell a failure in words that SDKs understand."""

@@ -29,7 +29,8 @@ from haclient.errors import (
     WriteRefused,
     describe,
 )
-from haclient.milvus.requests import Facts, listed_keys_field
+from haclient.milvus.requests import READS, Facts, listed_keys_field
+from haclient.milvus.timestamps import BOUNDED, CUSTOMIZED, EVENTUALLY, SESSION, STRONG
 from haclient.proxy.head import token_of
 from haclient.proxy.rest_routes import V1, VERB, http_status, is_rest, route
 
@@ -58,6 +59,10 @@ _STATUS: Final[dict[type[CallError], int]] = {
 #: The database of a request whose body names none; v1 has no such header.
 _DATABASE: Final = "db-name"
 _RETRY_AFTER: Final = ("retry-after", "1")
+#: Consistency levels by the names that bodies give them.
+_LEVELS: Final = {
+    "Strong": STRONG, "Session": SESSION, "Bounded": BOUNDED, "Eventually": EVENTUALLY, "Customized": CUSTOMIZED,
+}  # fmt: skip
 
 
 @final
@@ -138,10 +143,10 @@ class RestGateway:
             method = replace(method, kind=Kind.SESSION)
         try:
             timeout_s = _timeout(request)
-            reply, _ = await self._core.answer(method, request.body, self._metadata(request), timeout_s, facts)
+            reply, call = await self._core.answer(method, request.body, self._metadata(request), timeout_s, facts)
         except HAClientError as error:
             return _failure(request, error)
-        return _handed_on(reply)
+        return _handed_on(reply, self._core.reader.trailer(call) if self._core.reader is not None else ())
 
     def _facts(self, method: Method, rpc: str, request: HttpRequest, query: str) -> Facts:
         """Read what routing needs; see `haclient.milvus.requests.inspect`, which does so for gRPC."""
@@ -154,7 +159,10 @@ class RestGateway:
         facts = Facts(
             collection, database, idempotent=method.idempotent, hedgeable=method.hedgeable, pinned=method.pinned
         )
-        if rpc in ("Upsert", "Delete"):
+        if rpc in READS:
+            level = _LEVELS.get(_string(asked.get("consistencyLevel")))
+            facts.reads_rows, facts.use_default_consistency, facts.consistency_level = True, level is None, level or 0
+        elif rpc in ("Upsert", "Delete"):
             facts.idempotent = self._may_be_repeated(rpc, asked, (database, collection))
         return facts
 
@@ -210,9 +218,9 @@ def _timeout(request: HttpRequest) -> float | None:
     return float(min(int(text), _MOST_TIMEOUT_S)) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def _handed_on(reply: Reply) -> HttpResponse:
+def _handed_on(reply: Reply, own: Metadata = ()) -> HttpResponse:
     headers = tuple(header for header in reply.headers[1:] if header[0] not in _HOP_BY_HOP)
-    return HttpResponse(http_status(reply), headers, reply.message)
+    return HttpResponse(http_status(reply), headers + own, reply.message)
 
 
 def _failure(request: HttpRequest, error: HAClientError) -> HttpResponse:

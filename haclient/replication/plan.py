@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from haclient.call import Call
 from haclient.errors import CallError, DeadlineExceeded, Unavailable
-from haclient.milvus.requests import READS, Facts
+from haclient.milvus.requests import Facts
 from haclient.milvus.timestamps import BOUNDED, EVENTUALLY, SESSION, SPECIAL, STRONG, TOKEN, effective_level
 from haclient.replication.log import BARRIER, Stream
 from haclient.replication.past import Past, mark
@@ -47,14 +47,13 @@ class Plan:
     """
 
     __slots__ = (
-        "_default", "_facts", "_heard", "_last", "_level", "_moment", "_needs", "_past", "_reader", "_rows", "_stream",
+        "_default", "_facts", "_heard", "_last", "_level", "_moment", "_needs", "_past", "_reader", "_stream",
     )  # fmt: skip
 
     def __init__(self, reader: Reader, call: Call, past: Past, facts: Facts) -> None:
         self._reader = reader
         self._past = past
         self._facts = facts
-        self._rows = call.method.name in READS
         #: What the collection is, and its own level; None while that is not known, or does not matter.
         self._stream: Stream | None = None
         self._default: int | None = None
@@ -66,7 +65,7 @@ class Plan:
         self._last: int | None = None
         self._heard = False
         name = (call.database, call.collection)
-        if not self._rows:
+        if not facts.reads_rows:
             self._level = SESSION
             self._stream = reader.stream(*name)
             self._needs = past.all_written() if not call.collection else self._written(self._stream)
@@ -128,7 +127,7 @@ class Plan:
         """Return the read as it is to be sent to a cluster."""
         reader = self._reader
         required = self._level == SESSION and (self._moment is not None or any(seq for _, seq in self._needs))
-        if not self._rows or not (required or call.guarantee_timestamp):
+        if not self._facts.reads_rows or not (required or call.guarantee_timestamp):
             return call.message
         assert self._stream is not None
         return reader.stamps.for_cluster(
@@ -141,6 +140,11 @@ class Plan:
             required=required,
             default_level=self._default,
         )
+
+    def answered(self, call: Call, cluster: str) -> None:
+        """Note in the session that a cluster has just answered."""
+        if self._facts.reads_rows:
+            self._past.saw((call.database, call.collection), cluster, self._reader.loop.time())
 
     def lag(self, cluster: str) -> str:
         """Say in words how far a cluster is behind."""

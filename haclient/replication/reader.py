@@ -15,7 +15,7 @@ from haclient.call import Call, Metadata, Reply
 from haclient.config.replication import Replication
 from haclient.errors import DeadlineExceeded, LogError, Unavailable
 from haclient.milvus import watermarks
-from haclient.milvus.requests import READS, Facts
+from haclient.milvus.requests import Facts
 from haclient.milvus.shape import Shape
 from haclient.milvus.timestamps import Timestamps
 from haclient.replication.log import BARRIER, MutationLog, Stream
@@ -95,10 +95,9 @@ class Reader:
 
     def answered(self, call: Call, cluster: str, reply: Reply) -> Reply:
         """Remember who has answered a read; returns the answer without what is ours."""
-        assert call.past is not None
-        if call.method.name in READS:
-            call.past.saw((call.database, call.collection), cluster, self.loop.time())
-        elif call.method.name == "ShowCollections" and reply.code == 0:
+        if call.plan is not None:
+            call.plan.answered(call, cluster)
+        if call.method.name == "ShowCollections" and reply.code == 0:
             reply.message = watermarks.hide(reply.message)
         return reply
 

@@ -30,7 +30,9 @@ _CACHED_BYTES: Final = 2_048
 TABLE_SIZE_ZERO: Final = b"\x20"
 
 #: Fields that differ from call to call.
-VOLATILE: Final = frozenset((b"client-request-unixmsec", b"client-request-id", b"grpc-timeout", b"traceparent"))
+VOLATILE: Final = frozenset(
+    (b"client-request-unixmsec", b"client-request-id", b"grpc-timeout", b"haclient-session", b"traceparent")
+)
 #: Lengths up to here are one byte, and not Huffman-coded (RFC 7541 section 5.2).
 _SHORT: Final = 0x7E
 #: Bytes by which shapes of one length are told apart: path and method are among them.

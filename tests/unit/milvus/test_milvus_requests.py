@@ -74,6 +74,7 @@ def test_reads_agree_with_the_parsed_message(read):
         use_default_consistency=request.use_default_consistency,
         idempotent=True,
         hedgeable=True,
+        reads_rows=True,
         inner_timestamp=max((one.guarantee_timestamp for one in getattr(request, "requests", ())), default=0),
     )
 

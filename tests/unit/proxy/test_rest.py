@@ -33,6 +33,7 @@ class FakeCore:
     database: str = ""
     keys: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
+    reader: object = None
 
     @property
     def fleet(self):
