@@ -255,6 +255,15 @@ class ApplierChanged(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReseedFailed(Event):
+    """A cluster could not be copied anew by itself; it is tried again, and goes on where it stopped."""
+
+    cluster: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogTrouble(Event):
     """The mutation log failed; what needs it is tried again."""
 

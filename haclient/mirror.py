@@ -19,11 +19,14 @@ from haclient.config.replication import Replication
 from haclient.errors import AttemptTimeout, CallError, Unavailable, WriteRefused
 from haclient.events import EventBus
 from haclient.fleet.fleet import Fleet
-from haclient.milvus import ddl
+from haclient.milvus import ddl, messages
+from haclient.milvus.methods import named
 from haclient.milvus.status import Flavour, Verdict, peek
+from haclient.milvus.timestamps import covering
 from haclient.replication.clusters import Delivery, Member, Outcome
 from haclient.replication.descriptions import Descriptions
 from haclient.replication.engines import open_log
+from haclient.replication.log import Mutation
 from haclient.replication.progress import Progress
 from haclient.replication.reader import Reader
 from haclient.replication.replicator import Replicator
@@ -34,6 +37,8 @@ _DEADLINE_EXCEEDED: Final = 4
 _ACCESS: Final = frozenset((7, 16))
 #: Done by all clusters, and answered by one of them: the answer names its segments, after which the user asks it.
 _WITH_ANSWER: Final = frozenset(("Flush", "FlushAll"))
+#: Time to allocate a timestamp, seconds.
+_STAMP_S: Final = 1.0
 _REFUSES_WRITES: Final = (Action.BACK_OFF, Action.WRITE_BLOCKED)
 
 
@@ -74,7 +79,8 @@ class Mirror:
         if settings.log:
             name = f"{platform.node()}/{os.getpid()}/{rng.getrandbits(32):08x}"
             log = open_log(settings, wall)
-            self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall)
+            stamp = clusters.stamp
+            self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall, stamp=stamp)
         self.reader, self._watch = self._read(clusters, loop)
         fleet.lagging = self.reader.lagging
         self._watching: asyncio.Task[None] | None = None
@@ -224,6 +230,17 @@ class FleetClusters:
         if not any(attempt.action is Action.OK for attempt in call.attempts):
             raise CallError(_text(method, reply), call.attempts, code=call.attempts[-1].code)
         return reply.message
+
+    async def stamp(self, cluster: str, mutation: Mutation, reply: bytes, flavour: Flavour) -> int | None:
+        """Find the cluster's own timestamp from which on a mutation is to be seen there; see `Stamp`."""
+        found = covering(named(mutation.method), reply, flavour)
+        if found is not None:
+            return found
+        asked = messages.alloc_timestamp()
+        try:
+            return messages.read_timestamp(await self.ask(cluster, asked.method, asked.message, "", _STAMP_S))
+        except (CallError, ValueError):
+            return None  # reads of the session become Strong there
 
     def _call(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> Call:
         metadata: Metadata = (("dbname", database),) if database else ()

@@ -30,6 +30,7 @@ _LEVELS: Final[dict[type[Event], int]] = {
     events.ApplierChanged: logging.INFO,
     events.StandingChanged: logging.INFO,
     events.LogTrouble: logging.WARNING,
+    events.ReseedFailed: logging.WARNING,
     events.StreamParked: logging.ERROR,
     events.BudgetExhausted: logging.WARNING,
     events.Degraded: logging.WARNING,

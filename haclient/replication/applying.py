@@ -161,7 +161,7 @@ class Applying:
             self._lost(batch, delivery)
             term.trouble(delivery.reason, shared.settings.settle_s)
 
-    def _done(self, batch: Batch, timestamp: int = 0) -> None:
+    def _done(self, batch: Batch, timestamp: int | None = 0) -> None:
         for entry in batch.entries:
             self._deaths.pop(entry.seq, None)
             self._tries.pop(entry.seq, None)

@@ -13,8 +13,8 @@ from typing import Final, final
 
 from haclient.call import Metadata, Method, Reply
 from haclient.config.replication import Replication
-from haclient.errors import LogError, LogTrimmed
-from haclient.events import EventBus
+from haclient.errors import HAClientError, LogError, LogTrimmed
+from haclient.events import EventBus, ReseedFailed
 from haclient.milvus.shape import Shape
 from haclient.milvus.status import Flavour
 from haclient.replication.applier import Applier
@@ -29,12 +29,15 @@ from haclient.replication.position import POSITION, Position, Standing, read_pos
 from haclient.replication.progress import Progress
 from haclient.replication.recent import Recent
 from haclient.replication.refusals import REFUSED, forgotten, void_entries
+from haclient.replication.reseed import reseed
 from haclient.replication.shared import Shared, Stamp
 from haclient.replication.timing import Backoff, lasting
 from haclient.replication.writer import Adopt, Writer
 
 #: Entries are removed from the log this often, seconds.
 _TRIM_S: Final = 5.0
+#: Clusters that need to be copied anew are looked for this often, seconds.
+_LOOK_S: Final = 2.0
 #: Entries kept although every cluster has them, for processes that read slowly.
 _KEPT: Final = 1_024
 
@@ -73,7 +76,7 @@ class Replicator:
         self.progress = Progress(loop)
         self._wall = wall or loop.time
         self.shared = Shared(
-            settings, log, clusters, self.progress, Recent(log), bus, rng, loop, name, stamp or _no_stamp
+            settings, log, clusters, self.progress, Recent(log), bus, rng, loop, name, self._wall, stamp or _no_stamp
         )
         self.catalog = Catalog(self.shared)
         self._keys = KeyMaker(log, name, self._wall, rng, loop)
@@ -96,6 +99,8 @@ class Replicator:
             self.shared.complain(error)
         self._run("follow", self._follow())
         self._run("trim", self._trim())
+        if self.shared.settings.auto_reseed:
+            self._run("reseed", self._reseed())
 
     async def write(
         self,
@@ -240,13 +245,40 @@ class Replicator:
             if old := forgotten(facts, through):
                 await log.put(old)
 
+    # What cannot be brought up from the log.
+
+    async def _reseed(self) -> None:
+        """Copy clusters anew that need it, one at a time over all processes that see it."""
+        shared = self.shared
+        while True:
+            await asyncio.sleep(_LOOK_S * (0.5 + shared.rng.random()))
+            for name in self._names():
+                if self.progress.standing(name) in (Standing.NEEDS_RESEED, Standing.RESEEDING):
+                    await self._reseed_one(name)
+
+    async def _reseed_one(self, cluster: str) -> None:
+        shared = self.shared
+        try:
+            await reseed(
+                shared.log,
+                shared.clusters,
+                shared.settings,
+                cluster,
+                holder=shared.name,
+                rng=shared.rng,
+                loop=shared.loop,
+            )
+        except HAClientError as error:
+            # Another process is at it, or there is no donor now.
+            shared.bus.emit(ReseedFailed(at=shared.loop.time(), cluster=cluster, reason=str(error)))
+
 
 def _needed(position: Position) -> int:
     """Return the first entry that a cluster still needs."""
     return min([position.low + 1, *(parked.seq for parked in position.parked.values())])
 
 
-async def _no_stamp(cluster: str, mutation: Mutation, reply: bytes, flavour: Flavour) -> int:
+async def _no_stamp(cluster: str, mutation: Mutation, reply: bytes, flavour: Flavour) -> int | None:
     return 0
 
 

@@ -151,8 +151,13 @@ class Schedule:
 
     # What became of it.
 
-    def done(self, batch: Batch, timestamp: int = 0) -> None:
-        """Note that a batch has been applied, or is void."""
+    def done(self, batch: Batch, timestamp: int | None = 0) -> None:
+        """Note that a batch has been applied, or is void.
+
+        Args:
+            batch: What was handed out.
+            timestamp: The cluster's own, from which on it is to be seen; 0 if no read needs one, None if unknown.
+        """
         stream, position = batch.stream, self.position
         self._release(batch)
         parked = position.parked.get(stream)
@@ -160,6 +165,9 @@ class Schedule:
             parked.seq = batch.last + 1
         elif batch.last > position.low:
             position.ahead[stream] = batch.last
+        if timestamp != 0:
+            # The newest comes last; one that is older than this batch must not be taken for enough.
+            position.timestamps.pop(stream, None)
         if timestamp:
             position.timestamps[stream] = timestamp
         self._advance()

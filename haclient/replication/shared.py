@@ -17,9 +17,9 @@ from haclient.replication.progress import Progress
 from haclient.replication.recent import Recent
 from haclient.replication.refusals import Refusal
 
-#: Finds the timestamp of its own that a cluster has given to a mutation it has carried out, 0 if it has none: takes the
-#: cluster, the mutation, the reply and the kind of server.
-Stamp = Callable[[str, Mutation, bytes, Flavour], Awaitable[int]]
+#: Finds the timestamp of its own from which on a cluster shows a mutation that it has carried out; 0 if no read needs
+#: one, None if it cannot be told. Takes the cluster, the mutation, the reply and the kind of server.
+Stamp = Callable[[str, Mutation, bytes, Flavour], Awaitable[int | None]]
 
 
 @final
@@ -37,6 +37,7 @@ class Shared:
         rng: Source of randomness.
         loop: Its time is the clock.
         name: Names this process in leases.
+        wall: Time of day, seconds since 1970.
         stamp: Finds the timestamps of writes.
         decided: Clusters about which the operator has decided something.
         void: Entries that nobody applies, with what the user is told.
@@ -51,6 +52,7 @@ class Shared:
     rng: random.Random
     loop: asyncio.AbstractEventLoop
     name: str
+    wall: Callable[[], float]
     stamp: Stamp
     decided: set[str] = field(default_factory=set)
     void: dict[int, Refusal] = field(default_factory=dict)

@@ -18,11 +18,13 @@ from haclient.replication.applying import Applying
 from haclient.replication.clusters import Member
 from haclient.replication.decisions import decisions
 from haclient.replication.log import Lease
+from haclient.replication.loss import LossCheck
 from haclient.replication.position import POSITION, Position, Standing
 from haclient.replication.refusals import REFUSED, void_entries
 from haclient.replication.schedule import Schedule
 from haclient.replication.shared import Shared
 from haclient.replication.timing import Backoff, lasting
+from haclient.replication.watermark import Watermark
 
 #: Entries read ahead at most.
 _MOST_AHEAD: Final = 4_096
@@ -63,6 +65,10 @@ class Term:
         self._schedule = Schedule(position, position.begun)
         self._applying = Applying(shared, cluster, self)
         self._backoff = Backoff(shared.rng)
+        settings = shared.settings
+        self._watermark = Watermark(cluster, shared.clusters, settings.apply_timeout_s, shared.wall)
+        self._loss = LossCheck(cluster, shared.clusters)
+        self._whole = False
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -126,6 +132,7 @@ class Term:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._renew())
                 group.create_task(self._save())
+                group.create_task(self._mark())
                 group.create_task(self._drive())
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -218,6 +225,8 @@ class Term:
         else:
             self._backoff.reset()
         self._trouble = ""
+        self._whole = False
+        self._loss.begin()
         await self._stand(Standing.IN_SYNC, "it answers")
         await self._read_void()
 
@@ -276,6 +285,18 @@ class Term:
             self._dirty.clear()
             await self._surely(self._write)
             saved_at = self._shared.loop.time()
+
+    async def _mark(self) -> None:
+        """Write into the cluster how far it is, once it is known to have what its last mark says."""
+        while True:
+            if not self._trouble and self.holds():
+                if not self._whole:
+                    self._whole = await self._loss.look(self.position)
+                    if self._loss.convinced:
+                        raise NeedsReseed(self._loss.reason)
+                elif await self._watermark.write(self.position, self._shared.progress.head):
+                    self._dirty.set()
+            await asyncio.sleep(self._shared.settings.watermark_s)
 
     async def _write(self) -> None:
         async with self._writing:
