@@ -161,10 +161,13 @@ class Term:
             if self._trouble:
                 await self._recover()
             await self._obey()
-            if not self._closing:
+            if self._may_begin():
                 self._applying.begin()
             if not await self._feed():
                 await lasting(self._wake.wait(), _LOOK_S)
+
+    def _may_begin(self) -> bool:
+        return not (self._trouble or self._closing or self.member().drained) and self.holds()
 
     async def _feed(self) -> bool:
         """Read further entries; returns whether there were any."""
