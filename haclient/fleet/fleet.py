@@ -239,7 +239,7 @@ class Fleet:
     def mark(self, node: Node, key: Key, ready: bool, reason: str) -> None:
         """Note whether an endpoint can serve a collection now."""
         before = node.ready.get(key)
-        if before is ready:
+        if before is ready or not key[1]:
             return
         if len(node.ready) >= _MOST_READY:
             node.ready.clear()
@@ -274,6 +274,7 @@ class Fleet:
             n
             for n in self.nodes()
             if n is not node and not n.drained and n not in tried and not self.lagging(n.cluster.name, key)
+            if call is None or call.pin in (None, n.cluster.name)
         )
         return any(key in n.catalogue or n.ready.get(key, n.gate.state != breaker.OPEN) for n in others)
 
