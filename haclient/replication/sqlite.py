@@ -292,5 +292,5 @@ def _attempt(step: Callable[[Store], object], store: Store) -> object:
     """A step that finds no room has changed nothing and does not concern the others."""
     try:
         return step(store)
-    except LogFull as error:
+    except (LogFull, LogUnavailable) as error:
         return error

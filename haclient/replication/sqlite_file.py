@@ -34,6 +34,9 @@ _NETWORK: Final = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
 )
 
+#: What appends leave free on the disk, bytes: trimming needs some, as do positions and leases.
+_SPARE_BYTES: Final = 64 << 20
+
 #: Errors of a commit after which its mark is surely not in the write-ahead log, so that no restart can find it there.
 _NOT_COMMITTED: Final = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN}
@@ -154,6 +157,16 @@ class LogFile:
                     "put it back, and restart every process that uses it"
                 )
             yield
+
+    def check_space(self, size: int) -> None:
+        """Raise `LogUnavailable` if so many bytes more would not leave enough on the disk for what makes room again."""
+        disk = os.statvfs(self.path.parent)
+        left = disk.f_bavail * disk.f_frsize
+        if left < size + _SPARE_BYTES:
+            what = (
+                f"its disk is nearly full: {left >> 20} MiB are left, and appends leave {_SPARE_BYTES >> 20} MiB free"
+            )
+            raise LogUnavailable(f'the log "{self.path}": {what}; free some space, and they go on', sent=False)
 
     def close(self, connection: sqlite3.Connection) -> None:
         """Close a connection; the last one copies what is left into the file."""

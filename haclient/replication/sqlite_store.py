@@ -65,6 +65,7 @@ class Store:
 
         Raises:
             LogFull: There is no room; nothing was added.
+            LogUnavailable: There is too little room on its disk; nothing was added.
         """
         seqs: dict[bytes, int] = {}
         for one in mutations:
@@ -75,6 +76,7 @@ class Store:
             size = sum(len(one.message) for one in new.values())
             bounds = self.bounds()
             self._check_room(bounds, len(new), size)
+            self._file.check_space(size)
             for seq, one in enumerate(new.values(), bounds.head + 1):
                 self._insert(seq, at, one)
                 seqs[one.operation] = seq

@@ -486,7 +486,6 @@ async def test_a_truncated_file_is_found_when_it_is_opened(opened, path, filled,
 
 async def test_nothing_is_written_to_a_log_once_damage_was_seen(opened, path, filled, monkeypatch):
     """Also where it is not damaged."""
-    monkeypatch.setattr(sqlite, "_CHECK_S", 0.0)  # so that it is not found at once
     monkeypatch.setattr(sqlite_store.Store, "check", lambda _: None)
     with looked_at(path) as connection:
         (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'fact'").fetchone()
