@@ -65,6 +65,7 @@ class Core:
         wall: Time of day, seconds since 1970; loop time unless given.
 
     Attributes:
+        clusters: The fleet, cluster by cluster, for what replicates or copies.
         mirror: Replicates writes; None unless configured.
         reader: Says which clusters may answer a read; None unless writes are mirrored.
     """
@@ -94,12 +95,11 @@ class Core:
         self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
         self._exchanges: set[asyncio.Task[None]] = set()
+        self.clusters = FleetClusters(self.fleet, self._hedging, self._answer, loop)
         self.mirror: Mirror | None = None
         if config.replication.mode == "mirror":
-            answer = self._answer
-            clusters = FleetClusters(self.fleet, self._hedging, answer, loop)
             time = wall or loop.time
-            self.mirror = Mirror(config.replication, clusters, answer, self.fleet, bus, rng, loop, time)
+            self.mirror = Mirror(config.replication, self.clusters, self._answer, self.fleet, bus, rng, loop, time)
         self.reader = self.mirror.reader if self.mirror is not None else None
         self._stack = self._assemble(config)
 
