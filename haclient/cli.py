@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from haclient import __version__, status_table
+from haclient import __version__, cli_replication, status_table
 from haclient.config import Config
 from haclient.config.replication import Replication
 from haclient.errors import ConfigError, HAClientError
@@ -43,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli_replication.register(app)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def table(view: FleetView) -> Table:
 
 
 def _row(cluster: ClusterView | None, endpoint: EndpointView) -> dict[str, Text]:
-    name = _plain(endpoint.name)
+    name = plain(endpoint.name)
     if endpoint.address != endpoint.name:
         name.append(f"\n{_printable(endpoint.address)}", "dim")
     return {
@@ -79,13 +79,13 @@ def _row(cluster: ClusterView | None, endpoint: EndpointView) -> dict[str, Text]
         "state": Text(endpoint.state, _STYLES.get(endpoint.state, "")),
         "latency": Text(latency(endpoint.latency_s)),
         "collections": collections(endpoint.ready),
-        "version": _plain(endpoint.server_version),
-        "last error": _plain(endpoint.last_error, "" if endpoint.state == State.DOWN.value else "dim"),
+        "version": plain(endpoint.server_version),
+        "last error": plain(endpoint.last_error, "" if endpoint.state == State.DOWN.value else "dim"),
     }
 
 
 def _cluster(cluster: ClusterView) -> Text:
-    text = _plain(cluster.name, "bold")
+    text = plain(cluster.name, "bold")
     notes = [f"zone {cluster.zone}"] if cluster.zone else []
     notes += [f"priority {cluster.priority}"] if cluster.priority else []
     notes += [f"weight {cluster.weight:g}"] if cluster.weight != 1 else []
@@ -124,7 +124,8 @@ def _many(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _plain(text: str, style: str = "") -> Text:
+def plain(text: str, style: str = "") -> Text:
+    """Make text without markup or control characters."""
     return Text(_printable(text), style)
 
 

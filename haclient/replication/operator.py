@@ -27,7 +27,10 @@ from haclient.replication.refusals import REFUSED, Refusal
 _KEYS: Final = 20
 #: Fields of requests that are shown.
 _SHOWN: Final = frozenset(
-    ["alias", "collection_name", "db_name", "field_name", "index_name", "newDBName", "newName", "oldName", "partition_name", "partition_names", "replica_number", "role_name", "shards_num", "username"]
+    (
+        *("alias", "collection_name", "db_name", "field_name", "index_name", "newDBName", "newName", "oldName"),
+        *("partition_name", "partition_names", "replica_number", "role_name", "shards_num", "username"),
+    )
 )
 
 
