@@ -267,6 +267,7 @@ class Replicator:
                 holder=shared.name,
                 rng=shared.rng,
                 loop=shared.loop,
+                only_if_needed=True,
             )
         except HAClientError as error:
             # Another process is at it, or there is no donor now.
