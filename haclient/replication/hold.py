@@ -26,7 +26,8 @@ _PATIENCE_S: Final = 30.0
 _LOOK_S: Final = 0.1
 #: Times of the lease's length between two renewals.
 _RENEWALS: Final = 1 / 3
-_OURS: Final = (Standing.NEEDS_RESEED, Standing.RESEEDING)
+#: Standings in which no applier wants the cluster.
+WAITING: Final = (Standing.NEEDS_RESEED, Standing.RESEEDING)
 
 
 class HoldLost(HAClientError):
@@ -109,6 +110,8 @@ async def held(
     ttl_s: float,
     loop: asyncio.AbstractEventLoop,
     work: Callable[[Hold], Awaitable[T]],
+    *,
+    ask: bool = True,
 ) -> T:
     """Do something with a cluster that nobody else touches meanwhile.
 
@@ -119,11 +122,12 @@ async def held(
         ttl_s: Length of the lease, seconds.
         loop: Its time is the clock.
         work: Says with `Hold.move` what the cluster is afterwards; until then it is reseeding.
+        ask: Have its applier give it up, if it has one; else wait for one that ends by itself.
 
     Raises:
         HoldLost: The cluster could not be taken, or not be kept.
     """
-    lease = await _take(log, cluster, holder, ttl_s, loop)
+    lease = await _take(log, cluster, holder, ttl_s, loop, ask)
     hold = Hold(log, cluster, lease, await position_of(log, cluster), loop)
     try:
         async with asyncio.TaskGroup() as group:
@@ -137,10 +141,12 @@ async def held(
     return result
 
 
-async def _take(log: MutationLog, cluster: str, holder: str, ttl_s: float, loop: asyncio.AbstractEventLoop) -> Lease:
+async def _take(
+    log: MutationLog, cluster: str, holder: str, ttl_s: float, loop: asyncio.AbstractEventLoop, ask: bool
+) -> Lease:
     """Bring the applier to give the cluster up, and take its lease."""
     asked = f"{prefix(cluster)}reseed"
-    if (await position_of(log, cluster)).standing not in _OURS:
+    if ask and (await position_of(log, cluster)).standing not in WAITING:
         await decide(log, cluster, "reseed")
     until = loop.time() + _PATIENCE_S
     while True:

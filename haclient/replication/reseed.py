@@ -28,7 +28,7 @@ from haclient.replication.access import copy_access
 from haclient.replication.clusters import Clusters
 from haclient.replication.copy import Copier, Place
 from haclient.replication.donor import choose
-from haclient.replication.hold import Hold, held, position_of
+from haclient.replication.hold import WAITING, Hold, held, position_of
 from haclient.replication.log import BARRIER, MutationLog, Stream
 from haclient.replication.position import Parked, Position, Standing
 from haclient.replication.site import Site, SiteFailed
@@ -95,6 +95,7 @@ async def reseed(
     loop: asyncio.AbstractEventLoop,
     donor: str = "",
     in_place: bool = False,
+    only_if_needed: bool = False,
     report: Callable[[Advance], None] = lambda _: None,
 ) -> Advance:
     """Fill a cluster from another one; its applier then brings it up from the log.
@@ -111,6 +112,7 @@ async def reseed(
         loop: Its time is the clock.
         donor: Where from; "" chooses the one that is furthest.
         in_place: Keep collections whose schema is right, and write only what differs.
+        only_if_needed: Do nothing with a cluster that an applier brings up.
         report: Told how far it is, after every page.
 
     Returns:
@@ -128,9 +130,11 @@ async def reseed(
     await choose(log, clusters, cluster, donor)
 
     async def work(hold: Hold) -> Advance:
+        if only_if_needed and hold.position.standing not in WAITING:
+            return Advance("")  # somebody else has done it meanwhile
         return await _Reseeding(log, clusters, settings, cluster, hold, rng, loop, in_place, report).run(donor)
 
-    return await held(log, cluster, holder, settings.lease_s, loop, work)
+    return await held(log, cluster, holder, settings.lease_s, loop, work, ask=not only_if_needed)
 
 
 @final
