@@ -334,14 +334,13 @@ class Core:
     def _learnt(self, call: Call, reply: Reply) -> Reply:
         """Learn from an answer, and return it as the application is to see it."""
         self.fleet.learn(call, reply)
-        if self.mirror is not None:
+        if self.reader is not None:
             won = winner(call)
-            if won is not None and self.reader is not None:
+            if won is not None:
                 reply = self.reader.answered(call, won.cluster, reply)
-            return self.mirror.shown(call, reply)
-        if reply.trailers:
+        elif reply.trailers:
             self._kept.keep(call.database, call.collection, reply.trailers)
-        return reply
+        return reply if self.mirror is None else self.mirror.shown(call, reply)
 
     def _report(self, call: Call, outcome: str, start: float) -> None:
         took_s = self.fleet.clock() - start
@@ -385,14 +384,15 @@ class Core:
 
     def view(self) -> FleetView:
         """Freeze the fleet for someone to look at."""
-        return self.fleet.view()
+        view = self.fleet.view()
+        return view if self.mirror is None else self.mirror.seen(view)
 
     async def refresh(self) -> FleetView:
         """Probe every endpoint and every loaded collection now, and freeze what was found."""
         if not self._started:
             await self.start()
         await self.keeper.examine()
-        return self.fleet.view()
+        return self.view()
 
     def reconfigure(self, config: Config) -> None:
         """Go over to another configuration without losing a call."""

@@ -122,9 +122,9 @@ def hide(reply: bytes) -> bytes:
     message = parse(milvus_pb2.ShowCollectionsResponse, reply)
     names = message.collection_names
     count, at = len(names), list(names).index(COLLECTION)
-    for field, value in message.ListFields():
-        if field.label == field.LABEL_REPEATED and len(value) == count:
-            del value[at]
+    for _, value in message.ListFields():
+        if hasattr(value, "pop") and len(value) == count:  # a list of something of each collection
+            value.pop(at)
     hidden: bytes = message.SerializeToString()
     return hidden
 

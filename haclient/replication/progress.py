@@ -45,6 +45,8 @@ class Progress:
         self._changed: dict[Stream, int] = {}
         #: For each look at the log: the last entry of a stream that it found, and since when that may have been there.
         self._times: dict[Stream, deque[tuple[int, float]]] = {}
+        #: Up to where the times of a stream are forgotten.
+        self._forgotten: dict[Stream, int] = {}
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
 
     # The log.
@@ -91,9 +93,10 @@ class Progress:
     def by(self, stream: Stream, moment: float) -> int:
         """Return the highest seq of a stream that may have been in the log at a moment.
 
-        Right if `fresh_at` is past the moment. What every cluster has may be left out.
+        Right if `fresh_at` is past the moment. It may be too high where every cluster that is known has it.
         """
-        return next((seq for seq, since in reversed(self._times.get(stream, ())) if since <= moment), self._since)
+        found = (seq for seq, since in reversed(self._times.get(stream, ())) if since <= moment)
+        return next(found, self._undated(stream))
 
     # The clusters.
 
@@ -140,17 +143,21 @@ class Progress:
         if applied >= self.last(stream):
             return 0.0
         times = self._times.get(stream)
-        if applied < self._since or not times:
+        if not times or applied < self._undated(stream):
             return float("inf")
         at = bisect_right(times, applied, key=lambda one: one[0])
         return self._loop.time() - times[at][1]
+
+    def _undated(self, stream: Stream) -> int:
+        """Return the seq up to which it is not known when entries of a stream came."""
+        return max(self._since, self._forgotten.get(stream, 0))
 
     def _forget(self, stream: Stream) -> None:
         """Drop the times of what every cluster has."""
         times = self._times[stream]
         everywhere = min((position.applied(stream) for position in self.positions.values()), default=0)
         while times and times[0][0] <= everywhere:
-            times.popleft()
+            self._forgotten[stream] = times.popleft()[0]
         if not times:
             del self._times[stream]
 

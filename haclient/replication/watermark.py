@@ -76,7 +76,8 @@ class Watermark:
         self._timeout_s = timeout_s
         self._wall = wall
         self._loaded_at = float("-inf")
-        self._written: dict[str, Row] = {}
+        #: What is there, None for a row that is to be written anew; None if that is not known.
+        self._written: dict[str, Row | None] | None = None
 
     async def write(self, position: Position, head: int) -> bool:
         """Write how far the cluster is: what has changed, and that somebody still writes.
@@ -94,16 +95,26 @@ class Watermark:
             for request in watermarks.make():
                 await self._deliver(request)  # what is there already may be refused
             self._loaded_at = at
-        changed = [row for row in rows if row.stream == _CLUSTER or not _same(row, self._written.get(row.stream))]
-        gone = self._written.keys() - {row.stream for row in rows}
-        if not await self._deliver(watermarks.write(changed)) or (
-            gone and not await self._deliver(watermarks.remove(sorted(gone)))
-        ):
-            self._loaded_at = float("-inf")
+        written = self._written if self._written is not None else await self._found()
+        changed = [row for row in rows if row.stream == _CLUSTER or not _same(row, written.get(row.stream))]
+        gone = written.keys() - {row.stream for row in rows}
+        done = await self._deliver(watermarks.write(changed))
+        if done and gone:
+            done = await self._deliver(watermarks.remove(sorted(gone)))
+        if not done:
+            self._written, self._loaded_at = dict.fromkeys(written), float("-inf")
             return False
         self._written = {row.stream: row for row in rows}
-        position.marked = max(low, 0)
+        position.marked = low
         return True
+
+    async def _found(self) -> dict[str, Row | None]:
+        """Return what another process has written: to be written anew, or removed."""
+        try:
+            found = await _rows(self._cluster, self._clusters, self._timeout_s, fresh=True)
+        except (CallError, ValueError):
+            return {}
+        return dict.fromkeys(row.stream for row in found)
 
     async def _deliver(self, request: Request) -> bool:
         delivery = await self._clusters.deliver(self._cluster, request.method, request.message, "", self._timeout_s)
@@ -123,8 +134,12 @@ async def read(cluster: str, clusters: Clusters, timeout_s: float, *, fresh: boo
         CallError: The cluster cannot be read, or has no collection of marks.
         ValueError: What is there is no mark.
     """
+    return mark_of(await _rows(cluster, clusters, timeout_s, fresh=fresh))
+
+
+async def _rows(cluster: str, clusters: Clusters, timeout_s: float, *, fresh: bool) -> list[Row]:
     request = watermarks.read(fresh=fresh)
-    return mark_of(watermarks.read_rows(await clusters.ask(cluster, request.method, request.message, "", timeout_s)))
+    return watermarks.read_rows(await clusters.ask(cluster, request.method, request.message, "", timeout_s))
 
 
 def rows_of(position: Position, head: int, at: int) -> list[Row]:
