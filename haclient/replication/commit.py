@@ -14,7 +14,7 @@ from typing import Final, TypeVar, final
 
 from haclient.acknowledge import Ack
 from haclient.call import Method
-from haclient.errors import LogError, LogFull, LogUnavailable, Unavailable, WriteNotConfirmed
+from haclient.errors import DeadlineExceeded, LogError, LogFull, LogUnavailable, Unavailable, WriteNotConfirmed
 from haclient.replication.log import Mutation, Stream
 from haclient.replication.past import Past
 from haclient.replication.shared import Shared
@@ -120,6 +120,8 @@ class Commit:
         if not await shared.progress.until(lambda: not blocked(), deadline):
             text = f"{name}: not written. Every cluster refuses writes for now ({blocked()})"
             raise Unavailable(f"{text}. Give them memory, disk or quota; reads go on.", code=_RATE_LIMITED)
+        if shared.loop.time() >= deadline:
+            raise DeadlineExceeded(f"{name}: not written, its time was over before it could be")
 
     async def acknowledged(self, call: Write, stream: Stream, seq: int) -> None:
         """Wait until as many clusters have an entry as the call wants.

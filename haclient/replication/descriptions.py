@@ -7,18 +7,21 @@ and is kept until the next one is seen.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Final, final
 
-from haclient.errors import CallError, DeadlineExceeded
+from haclient.errors import DeadlineExceeded
 from haclient.milvus import messages
 from haclient.milvus.shape import Shape, read_shape
+from haclient.replication.asking import ask_any
 from haclient.replication.clusters import Clusters
 from haclient.replication.log import BARRIER, Entry, Stream
 from haclient.replication.position import Standing
 from haclient.replication.progress import ROWS, Progress
 
 _MOST: Final = 4_096
+#: Time in which a cluster describes a collection before another one is asked, seconds.
+_PATIENCE_S: Final = 1.0
 
 
 @final
@@ -83,12 +86,11 @@ class Descriptions:
             return sorted(found, key=lambda one: progress.standing(one) is not Standing.IN_SYNC)
 
         asked = messages.describe_collection(name, database=database)
-        last: CallError | None = None
-        if await progress.until(lambda: bool(ready()), deadline):
-            for cluster in ready():
-                left_s = max(deadline - self._loop.time(), 0.01)
-                try:
-                    return await self._clusters.ask(cluster, asked.method, asked.message, database, left_s)
-                except CallError as error:
-                    last = error
-        raise last or DeadlineExceeded(f"{name}: no cluster that has its latest schema could describe it in time")
+
+        def ask(cluster: str, timeout_s: float) -> Awaitable[bytes]:
+            return self._clusters.ask(cluster, asked.method, asked.message, database, timeout_s)
+
+        description = await ask_any(progress, ready, ask, _PATIENCE_S, deadline)
+        if description is None:
+            raise DeadlineExceeded(f"{name}: no cluster that has its latest schema could describe it in time")
+        return description

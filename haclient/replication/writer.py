@@ -20,6 +20,7 @@ from haclient.milvus.methods import named
 from haclient.milvus.shape import InvalidWrite, Shape
 from haclient.milvus.status import COLLECTION_NOT_FOUND
 from haclient.milvus.wireformat import varint_field
+from haclient.replication.asking import ask_any
 from haclient.replication.batching import ROWS
 from haclient.replication.catalog import Catalog
 from haclient.replication.commit import Commit, Void, Write
@@ -142,32 +143,35 @@ class Writer:
         progress = shared.progress
 
         def complete() -> list[str]:
+            if progress.head < head:
+                return []
             names = [member.name for member in shared.clusters.members() if not member.drained]
             return [name for name in names if progress.has(name, stream, progress.last(stream))]
 
-        last: CallError | None = None
-        if await progress.until(lambda: progress.head >= head and bool(complete()), call.deadline):
-            for cluster in complete():
-                try:
-                    return await self._pages(call, cluster, wanted, shape)
-                except CallError as error:
-                    last = error
-        raise last or DeadlineExceeded(
-            f"Delete {shape.collection}: the filter has to be resolved on a cluster that has every write before it, "
-            "and none had in time. Delete by keys, or allow more time; nothing was deleted."
-        )
+        async def pages(cluster: str, timeout_s: float) -> list[Key]:
+            return await self._pages(call, cluster, wanted, shape, timeout_s)
 
-    async def _pages(self, call: Write, cluster: str, wanted: mutations.Deletion, shape: Shape) -> list[Key]:
+        keys = await ask_any(progress, complete, pages, _PAGE_S, call.deadline)
+        if keys is None:
+            raise DeadlineExceeded(
+                f"Delete {shape.collection}: the filter has to be resolved on a cluster that has every write before "
+                "it, and none had in time. Delete by keys, or allow more time; nothing was deleted."
+            )
+        return keys
+
+    async def _pages(
+        self, call: Write, cluster: str, wanted: mutations.Deletion, shape: Shape, timeout_s: float
+    ) -> list[Key]:
         clusters, loop, database = self._shared.clusters, self._shared.loop, call.database
         keys: list[Key] = []
-        while True:
+        while (left_s := min(call.deadline - loop.time(), timeout_s)) > 0.0:
             after = keys[-1] if keys else None
             page = mutations.keys_query(shape, wanted.expression, wanted.partition, database, after, wanted.values)
-            left_s = max(min(call.deadline - loop.time(), _PAGE_S), 0.01)
             found = mutations.keys_of_reply(await clusters.ask(cluster, named("Query"), page, database, left_s), shape)
             if not found:
                 return keys
             keys += found
+        raise DeadlineExceeded(f"Delete {shape.collection}: its filter means more keys than can be read in time")
 
     async def _shape(self, call: Write) -> Shape:
         """Describe the collection that rows go to, and see that it is mirrored."""
