@@ -2,7 +2,8 @@
 
 Decision made here: a column is refused if the newest or the oldest server would refuse it, and what a lenient one takes
 by accident is mended or refused, because 2.3.5 *dies* of some of it (measured: a row of an ARRAY without a typed value,
-a ``dim`` above the schema's on a dense vector, a ``dim`` of 0 on a binary or half-precision one at the next flush).
+a ``dim`` above the schema's on a dense vector, a ``dim`` of 0 on a binary or half-precision one at the next flush), and
+keeps something else than was meant of the rest (a ``dim`` below the schema's, values of another type).
 The form: type and dimension of the schema, no field id (it is of one cluster), nullable columns with ``valid_data``
 for every row and values for the valid ones only, as pymilvus sends them (Milvus 2.5 and later, and Lite).
 
@@ -269,7 +270,8 @@ def _strings(column: Any, field: Any) -> None:
 
 
 def _fit(values: Sequence[str], most: int) -> None:
-    for at, value in enumerate(values):
+    """Check texts against a limit in bytes; 0 is none (Lite does not tell that of an array's elements)."""
+    for at, value in enumerate(values if most else ()):
         if len(value) * 4 > most and (size := len(value.encode())) > most:
             text = f"the length ({size}) of {at}th string exceeds max length ({most})"
             raise invalid(text, expected="valid length string", actual="string length exceeds max length")
@@ -317,7 +319,7 @@ def _arrays(column: Any, field: Any) -> None:
             raise invalid("insert data does not match", expected=f"{kind} array", actual=actual)
         getattr(row, slot).SetInParent()
         values = getattr(row, slot).data
-        if len(values) > capacity:
+        if capacity and len(values) > capacity:
             text = f"the length ({len(values)}) of {at}th array exceeds max capacity ({capacity})"
             raise invalid(text, expected="valid length array", actual="array length exceeds max capacity")
         if slot == "string_data":

@@ -252,6 +252,8 @@ def described(reply: bytes) -> bytes:
 
 #: Type parameters that say what rows may be and how text is found; others are about memory and disk.
 _PARAMETERS: Final = ("dim", "max_length", "max_capacity", "enable_analyzer", "enable_match", "analyzer_params")
+#: Lite does not tell how long the texts in an array may be, so that this is missing is no difference.
+_ELEMENTS: Final = "max_length of the elements"
 #: Properties that say which rows there are.
 _PROPERTIES: Final = (MARK, "collection.ttl.seconds")
 
@@ -273,7 +275,7 @@ def differences(wanted: bytes, description: bytes) -> list[str]:
     return [
         f"{what} is {other.get(what, 'missing')} instead of {value}"
         for what, value in one.items()
-        if other.get(what) != value
+        if _differ(what, value, other.get(what))
     ]
 
 
@@ -281,17 +283,17 @@ def existing_differences(one: bytes, other: bytes) -> list[str]:
     """Say in what two clusters' descriptions of a collection differ, apart from what is of one cluster alone."""
     first, second = (
         _facts(told.schema, told.properties)
-        for told in (
-            parse(milvus_pb2.DescribeCollectionResponse, one),
-            parse(milvus_pb2.DescribeCollectionResponse, other),
-        )
+        for told in (parse(milvus_pb2.DescribeCollectionResponse, description) for description in (one, other))
     )
-    names = dict.fromkeys((*first, *second))
     return [
         f"{what} is {first.get(what, 'missing')} on one and {second.get(what, 'missing')} on the other"
-        for what in names
-        if first.get(what) != second.get(what)
+        for what in dict.fromkeys((*first, *second))
+        if _differ(what, first.get(what), second.get(what))
     ]
+
+
+def _differ(what: str, one: str | None, other: str | None) -> bool:
+    return one != other and not (what.startswith(_ELEMENTS) and None in (one, other))
 
 
 def _facts(schema: Any, properties: Any) -> dict[str, str]:
@@ -327,7 +329,8 @@ def _field_facts(field: Any, what: str, auto_id: bool) -> Iterator[tuple[str, st
     for name in _PARAMETERS:
         value = _canonical(given.get(name, ""))
         if value:
-            yield f"{name} of {what}", value
+            elements = name == "max_length" and field.data_type == schema_pb2.Array
+            yield f"{_ELEMENTS if elements else name} of {what}", value
 
 
 def _type_name(number: int) -> str:

@@ -35,6 +35,7 @@ _MOST_KEYS: Final = 4_096
 _MOST_CHARACTERS: Final = 256 << 10
 #: Keys of one page; real servers answer no more rows than this to one query.
 _PAGE: Final = 16_384
+_EXTREMES: Final = frozenset((-(2**63), 2**63 - 1))
 _PARTITION_KEY: Final = "not support manually specifying the partition names if partition key mode is used"
 _META: Final = schema_pb2.FieldSchema(name=DYNAMIC, data_type=schema_pb2.JSON, is_dynamic=True)
 
@@ -87,6 +88,7 @@ def rows(
         columns.check_dynamic(given[DYNAMIC], shape.fields.keys())
     key = _key_column(shape, new_keys(count)) if shape.auto_id else given.pop(shape.key)
     keys = _keys(key)
+    _check_keys(keys)
     body = milvus_pb2.UpsertRequest(
         db_name=database,
         collection_name=shape.collection,
@@ -180,6 +182,12 @@ def _key_column(shape: Shape, numbers: Sequence[int]) -> Any:
 
 def _keys(column: Any) -> list[Key]:
     return [*column.scalars.long_data.data, *column.scalars.string_data.data]
+
+
+def _check_keys(keys: Sequence[Key]) -> None:
+    """Refuse the two keys that 2.3.5 cannot give back: it lists no row of the highest and reads no lowest one."""
+    for extreme in _EXTREMES.intersection(keys):
+        raise invalid(f"the key {extreme} is not mirrored: servers cannot list or delete it. Take any other")
 
 
 def _last_of_each(body: Any, keys: Sequence[Key], shape: Shape) -> None:

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import orjson
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
+from haclient.milvus import batch, ddl, expressions, mutations
 from haclient.milvus.methods import named
+from haclient.milvus.shape import Shape, read_shape
+from haclient.milvus.status import Flavour
 
 D = schema_pb2.DataType
 SLOTS = {
@@ -124,9 +128,9 @@ def columns(**replaced: Any) -> list[Any]:
     return [one for one in {**good, **replaced}.values() if one is not None]
 
 
-def insert(method: str, given: list[Any], count: int = 2, **more: Any) -> bytes:
+def insert(method: str, given: list[Any], count: int = 2, collection: str = "rows", **more: Any) -> bytes:
     kind = milvus_pb2.UpsertRequest if method == "Upsert" else milvus_pb2.InsertRequest
-    return bytes(kind(collection_name="rows", fields_data=given, num_rows=count, **more).SerializeToString())
+    return bytes(kind(collection_name=collection, fields_data=given, num_rows=count, **more).SerializeToString())
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ CASES = [
     _case("too few vectors", columns(v=column("v", D.FloatVector, [1, 2], 2)), "the num_rows (1) of field (v)"),
     _case("half a vector", columns(v=column("v", D.FloatVector, [1, 2, 3], 2)), "should divide the dim(2)"),
     _case("dimension left out", _changed("v", _dim(0))),
-    _case("dimension too small", _changed("v", _dim(1)), "the dim (1) of field data(v)"),
+    _case("dimension too small", _changed("v", _dim(1)), "the dim (1) of field data(v)", "real"),
     _case("dimension too big", _changed("v", _dim(4)), "the dim (4) of field data(v)", "dies"),
     _case("no rows said", columns(), "num_rows should be greater than 0", "lite", count=0),
     _case("no rows", [], "num_rows should be greater than 0", "lite", count=0),
@@ -233,9 +237,14 @@ CASES = [
         "lite",
     ),
     _case(
-        "array of long texts", columns(at=column("at", D.Array, [array("string_data", ["x" * 5])] * 2)), "(5)", "lite"
+        "array of long texts",
+        columns(at=column("at", D.Array, [array("string_data", ["x" * 5])] * 2)),
+        "(5)",
+        "real lite",
     ),
     _case("array rows without values", columns(ai=column("ai", D.Array, [array("", []), array("", [])]))),
+    _case("highest key", columns(id=column("id", D.Int64, [2**63 - 1, 1])), "servers cannot list", "real lite"),
+    _case("lowest key", columns(id=column("id", D.Int64, [-(2**63), 1])), "servers cannot list", "real lite"),
     _case("key twice", columns(id=column("id", D.Int64, [5, 5]))),
     _case("dynamic fields where none are", columns(z=meta(b"{}", b"{}")), "fieldName $meta not exist", "lite"),
     _case("dynamic fields", columns(z=meta(b'{"x": 1}', b"{}")), dynamic=True),
@@ -304,3 +313,207 @@ class Raw:
 
     async def aclose(self) -> None:
         await self._channel.close()
+
+
+# What real servers make of it.
+
+
+def good(status: Any) -> bool:
+    return not status.code and not status.error_code
+
+
+async def check_table(raw: Raw, server: str, methods: tuple[str, ...]) -> None:
+    """Send every case: in the form of the log what is taken, as it was given what is refused."""
+    for name, dynamic in (("rows", False), ("dynamic_rows", True)):
+        made = schema(name, enable_dynamic_field=dynamic)
+        assert good(await raw.status("CreateCollection", creation(made)))
+        told = await raw.call("DescribeCollection", milvus_pb2.DescribeCollectionRequest(collection_name=name))
+        shape = read_shape(told)
+        assert set(shape.fields) == {one.name for one in FIELDS}
+        for case in (one for one in CASES if one.dynamic is dynamic):
+            for method in methods:
+                if case.refused and "dies" in case.lenient and server == "real":
+                    continue
+                given = insert(method, case.given, case.count, name)
+                if case.refused:
+                    status = await raw.status(method, given)
+                    let_through = server in case.lenient or "dies" in case.lenient
+                    assert not good(status) or let_through, (case.name, method)
+                else:
+                    rows = mutations.rows(method, given, shape, "", lambda _: ())
+                    status = await raw.status(method, rows.message)
+                    assert good(status), (case.name, method, status.reason)
+
+
+async def prepare(raw: Raw, made: Any, **more: Any) -> Shape:
+    """Create a collection, index its vector and load it."""
+    name = made.name
+    assert good(await raw.status("CreateCollection", ddl.create(creation(made, **more))))
+    index = milvus_pb2.CreateIndexRequest(collection_name=name, field_name="v")
+    for key, value in (("index_type", "FLAT"), ("metric_type", "L2")):
+        index.extra_params.add(key=key, value=value)
+    assert good(await raw.status("CreateIndex", index))
+    load = milvus_pb2.LoadCollectionRequest(collection_name=name, replica_number=1)
+    assert good(await raw.status("LoadCollection", load))
+    told = await raw.call("DescribeCollection", milvus_pb2.DescribeCollectionRequest(collection_name=name))
+    return read_shape(told)
+
+
+async def query(raw: Raw, collection: str, expression: str, *output: str) -> dict[str, Any]:
+    """The columns of a Strong query, by name."""
+    request = milvus_pb2.QueryRequest(collection_name=collection, expr=expression, output_fields=output)
+    reply = milvus_pb2.QueryResults.FromString(await raw.call("Query", request))
+    assert good(reply.status), reply.status
+    return {one.field_name: one for one in reply.fields_data}
+
+
+async def check_mark(raw: Raw) -> None:
+    """Both kinds of keys: the server keeps the mark, and takes the keys that haclient makes."""
+    vector = schema_field("v", D.FloatVector, {"dim": 2})
+    for name, kind, params in (("marked", D.Int64, {}), ("marked_text", D.VarChar, {"max_length": 20})):
+        made = schema(name, schema_field("id", kind, params, is_primary_key=True, autoID=True), vector, autoID=True)
+        shape = await prepare(raw, made)
+        assert (shape.auto_id, shape.native_auto_id) == (True, False)
+        ttl = common_pb2.KeyValuePair(key="collection.ttl.seconds", value="1000000")
+        change = milvus_pb2.AlterCollectionRequest(collection_name=name, properties=[ttl])
+        assert good(await raw.status("AlterCollection", change))
+        told = await raw.call("DescribeCollection", milvus_pb2.DescribeCollectionRequest(collection_name=name))
+        assert read_shape(told).auto_id
+        assert ddl.differences(ddl.create(creation(made)), told) == []
+        given = insert("Insert", [column("v", D.FloatVector, [1.0, 2.0, 3.0, 4.0], 2)], 2, name)
+        rows = mutations.rows("Insert", given, shape, "", lambda count: range(2**62, 2**62 + count))
+        # Once inserted, once more as after a lost answer.
+        for method in (rows.method, batch.replaces_rows(Flavour.LITE if not shape.id else Flavour.REAL)):
+            assert good(await raw.status(method, rows.message))
+        listed = expressions.in_list("id", rows.keys)
+        found = (await query(raw, name, listed, "id"))["id"].scalars
+        assert sorted([*found.long_data.data, *found.string_data.data]) == list(rows.keys)
+
+
+#: Keys that literals could get wrong.
+AWKWARD = [
+    "",
+    "'",
+    '"',
+    "\\",
+    "a\\",
+    '\\"',
+    r"\u0041",
+    r"\\u0041",
+    r"\x41",
+    "\n",
+    "\r\n",
+    "\t",
+    "\x00",
+    "{x}",
+    "]",
+    "%_",
+    "é",
+    "中",
+    "😀",
+    "\\中",
+]
+
+
+async def check_deletes(raw: Raw, rows: int) -> None:
+    """Write texts and numbers as keys; resolve an expression by pages; delete exactly these keys."""
+    vector = schema_field("v", D.FloatVector, {"dim": 2})
+    texts = await prepare(
+        raw, schema("texts", schema_field("id", D.VarChar, {"max_length": 20}, is_primary_key=True), vector)
+    )
+    numbers = await prepare(raw, schema("numbers", schema_field("id", D.Int64, is_primary_key=True), vector))
+    wanted: list[tuple[Shape, list[Any]]] = [
+        (texts, AWKWARD),
+        (numbers, [*range(-rows, rows), 2**63 - 2, -(2**63) + 1]),
+    ]
+    for shape, keys in wanted:
+        kind = D.VarChar if shape is texts else D.Int64
+        given = [column("id", kind, keys), column("v", D.FloatVector, [1.0, 2.0] * len(keys), 2)]
+        message = mutations.rows(
+            "Upsert", insert("Upsert", given, len(keys), shape.collection), shape, "", lambda _: ()
+        ).message
+        assert good(await raw.status("Upsert", message))
+        assert sorted(await pages(raw, shape, 'id >= ""' if shape is texts else f"id > -{rows} or id < 0")) == sorted(
+            keys
+        )
+        kept, gone = keys[::2], keys[1::2]
+        for request in mutations.delete_keys(shape, gone, "", ""):
+            assert good(await raw.status("Delete", request))
+        assert sorted(
+            await pages(raw, shape, 'id >= ""' if shape is texts else "id >= -9223372036854775807")
+        ) == sorted(kept)
+
+
+async def pages(raw: Raw, shape: Shape, expression: str) -> list[Any]:
+    """All keys of an expression, page by page."""
+    found: list[Any] = []
+    while True:
+        request = mutations.keys_query(shape, expression, "", "", found[-1] if found else None)
+        reply = await raw.call("Query", request)
+        status = milvus_pb2.QueryResults.FromString(reply).status
+        assert good(status), status
+        page = mutations.keys_of_reply(reply, shape)
+        if not page:
+            return found
+        found += page
+
+
+async def check_merge(raw: Raw, method: str) -> None:
+    """Merge rows that came one by one, and read them back."""
+    fields = [
+        schema_field("id", D.Int64, is_primary_key=True),
+        schema_field("t", D.VarChar, {"max_length": 9}),
+        *FIELDS[9:],
+    ]
+    shape = await prepare(raw, schema("merged", *fields, enable_dynamic_field=True))
+    entries = []
+    for key in range(20):
+        given = [
+            column("id", D.Int64, [key]),
+            column("t", D.VarChar, [f"t{key}"]),
+            column("ai", D.Array, [array("long_data", [key] * (key % 3))]),
+            column("at", D.Array, [array("string_data", ["x"])]),
+            column("v", D.FloatVector, [float(key), 1.0], 2),
+            meta(b'{"k": %d}' % key),
+        ]
+        rows = mutations.rows("Upsert", insert("Upsert", given, 1, "merged"), shape, "", lambda _: ())
+        entries.append((rows.method, rows.message))
+    assert good(await raw.status(method, batch.merge(entries, "id")))
+    found = await query(raw, "merged", "id >= 0", "id", "t", "ai", "v", "$meta")
+    keys = list(found["id"].scalars.long_data.data)
+    assert sorted(keys) == list(range(20))
+    assert list(found["t"].scalars.string_data.data) == [f"t{key}" for key in keys]
+    assert list(found["v"].vectors.float_vector.data)[::2] == [float(key) for key in keys]
+    assert [list(row.long_data.data) for row in found["ai"].scalars.array_data.data] == [
+        [key] * (key % 3) for key in keys
+    ]
+    assert [orjson.loads(one) for one in found["$meta"].scalars.json_data.data] == [{"k": key} for key in keys]
+
+
+_INDEX = milvus_pb2.CreateIndexRequest(
+    collection_name="again",
+    field_name="v",
+    index_name="ix",
+    extra_params=[
+        common_pb2.KeyValuePair(key=key, value=value) for key, value in (("index_type", "FLAT"), ("metric_type", "L2"))
+    ],
+)
+_AGAIN = {"collection_name": "again"}
+#: Calls in an order in which every one is carried out; the second of each finds it done.
+CALLS = [
+    ("CreateCollection", creation(schema("again"))),
+    ("CreatePartition", milvus_pb2.CreatePartitionRequest(partition_name="p", **_AGAIN)),
+    ("CreateAlias", milvus_pb2.CreateAliasRequest(alias="alias_of_again", **_AGAIN)),
+    ("CreateIndex", _INDEX),
+    ("LoadCollection", milvus_pb2.LoadCollectionRequest(replica_number=1, **_AGAIN)),
+    ("CreateDatabase", milvus_pb2.CreateDatabaseRequest(db_name="again")),
+]
+DROPS = [
+    ("ReleaseCollection", milvus_pb2.ReleaseCollectionRequest(**_AGAIN)),
+    ("DropIndex", milvus_pb2.DropIndexRequest(field_name="v", index_name="ix", **_AGAIN)),
+    ("DropAlias", milvus_pb2.DropAliasRequest(alias="alias_of_again")),
+    ("DropPartition", milvus_pb2.DropPartitionRequest(partition_name="p", **_AGAIN)),
+    ("RenameCollection", milvus_pb2.RenameCollectionRequest(oldName="again", newName="renamed")),
+    ("DropCollection", milvus_pb2.DropCollectionRequest(collection_name="renamed")),
+    ("DropDatabase", milvus_pb2.DropDatabaseRequest(db_name="again")),
+]
