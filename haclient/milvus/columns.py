@@ -20,11 +20,10 @@ import numpy as np
 import orjson
 from pymilvus.grpc_gen import schema_pb2
 
-from haclient.milvus.shape import DYNAMIC, InvalidWrite, parameter
+from haclient.milvus.shape import DYNAMIC, INVALID, InvalidWrite, parameter
 from haclient.milvus.wireformat import bytes_field
 
-#: Milvus' code for a wrong parameter, and its catch-all.
-INVALID: Final = 1100
+#: Milvus' catch-all code.
 UNEXPECTED: Final = 65535
 
 _MOST_JSON: Final = 65_536

@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from haclient.call import Kind, Method
-from haclient.milvus.columns import INVALID, invalid
+from haclient.milvus.columns import invalid
 from haclient.milvus.methods import METHODS
 from haclient.milvus.requests import DATABASE_FIELD
-from haclient.milvus.shape import MARK, InvalidWrite, is_marked, parameter, parse
+from haclient.milvus.shape import INVALID, MARK, InvalidWrite, is_marked, parameter, parse, parse_request
 from haclient.milvus.status import Flavour
 from haclient.milvus.wireformat import BYTES, fields
 
@@ -81,17 +81,20 @@ def scope(method: Method, message: bytes, database: str) -> tuple[str, str]:
         database: Of the call, "" for the default one; what the request says itself counts more.
 
     Raises:
-        ValueError: The message cannot be read.
+        InvalidWrite: The message cannot be read.
     """
     if method.kind is Kind.ACCESS or method.name in _BARRIERS or not method.collection:
         return "", ""
     place = 2 if method.collection == 3 else DATABASE_FIELD.get(method.name, 0)
     names: set[str] = set()
-    for number, kind, a, b in fields(message):
-        if kind == BYTES and number == method.collection:
-            names.add(message[a:b].decode())
-        elif kind == BYTES and number == place and b > a:
-            database = message[a:b].decode()
+    try:
+        for number, kind, a, b in fields(message):
+            if kind == BYTES and number == method.collection:
+                names.add(message[a:b].decode())
+            elif kind == BYTES and number == place and b > a:
+                database = message[a:b].decode()
+    except ValueError as error:
+        raise InvalidWrite(INVALID, f"not a {method.name}: {error}") from None
     if len(names) != 1:
         return "", ""  # Flush of several
     return default_as_empty(database), names.pop()
@@ -111,12 +114,12 @@ def normalise(method: Method, message: bytes, database: str) -> bytes:
     A method that is newer than the protobuf classes installed goes as it is.
 
     Raises:
-        ValueError: The message cannot be read.
+        InvalidWrite: The message cannot be read.
     """
     described = milvus_pb2.DESCRIPTOR.services_by_name["MilvusService"].methods_by_name.get(method.name)
     if described is None:
         return message
-    request = parse(getattr(milvus_pb2, described.input_type.name), message)
+    request = parse_request(getattr(milvus_pb2, described.input_type.name), message)
     known = described.input_type.fields_by_name
     for name in ("base", "collectionID"):
         if name in known:
@@ -201,11 +204,8 @@ def create(message: bytes) -> bytes:
     Raises:
         InvalidWrite: The schema cannot be read, or cannot be mirrored.
     """
-    try:
-        request = parse(milvus_pb2.CreateCollectionRequest, message)
-        schema = parse(schema_pb2.CollectionSchema, request.schema)
-    except ValueError as error:
-        raise InvalidWrite(INVALID, str(error)) from None
+    request = parse_request(milvus_pb2.CreateCollectionRequest, message)
+    schema = parse_request(schema_pb2.CollectionSchema, request.schema)
     if schema.external_source:
         raise invalid(f"{schema.name}: the rows of an external collection are not in Milvus, so they are not mirrored")
     if schema.enable_namespace:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient.call import Method
-from haclient.milvus.shape import parse
+from haclient.milvus.shape import parse_request
 from haclient.milvus.status import Flavour
 
 _Version = tuple[int, int]
@@ -137,7 +137,7 @@ def problems(method: Method, message: bytes, versions: Mapping[str, tuple[Flavou
         versions: Flavour and version of every cluster, by name; "" for a version that is not known.
 
     Raises:
-        ValueError: The message cannot be read.
+        InvalidWrite: The message cannot be read.
     """
     needs = list(_needs(method, message))
     return [problem for need in needs for problem in _lacking(need, versions)]
@@ -179,7 +179,9 @@ def _needs(method: Method, message: bytes) -> Iterator[_Need]:
 
 
 def _collection(message: bytes) -> Iterator[_Need]:
-    schema = parse(schema_pb2.CollectionSchema, parse(milvus_pb2.CreateCollectionRequest, message).schema)
+    schema = parse_request(
+        schema_pb2.CollectionSchema, parse_request(milvus_pb2.CreateCollectionRequest, message).schema
+    )
     for field in schema.fields:
         yield from _field(field)
     if sum(field.data_type >= _D.BinaryVector for field in schema.fields) > 1:
@@ -208,15 +210,17 @@ def _function(function: Any) -> Iterator[_Need]:
 
 
 def _added_field(message: bytes) -> Iterator[_Need]:
-    yield from _field(parse(schema_pb2.FieldSchema, parse(milvus_pb2.AddCollectionFieldRequest, message).schema))
+    yield from _field(
+        parse_request(schema_pb2.FieldSchema, parse_request(milvus_pb2.AddCollectionFieldRequest, message).schema)
+    )
 
 
 def _added_function(message: bytes) -> Iterator[_Need]:
-    yield from _function(parse(milvus_pb2.AddCollectionFunctionRequest, message).functionSchema)
+    yield from _function(parse_request(milvus_pb2.AddCollectionFunctionRequest, message).functionSchema)
 
 
 def _index(message: bytes) -> Iterator[_Need]:
-    given = {pair.key: pair.value for pair in parse(milvus_pb2.CreateIndexRequest, message).extra_params}
+    given = {pair.key: pair.value for pair in parse_request(milvus_pb2.CreateIndexRequest, message).extra_params}
     kind = given.get("index_type", "").upper()
     since, lite = _INDEXES.get(kind, (_ALWAYS, True))
     yield _Need(f"the index type {kind}" if kind else "an index without an index type", since, lite)

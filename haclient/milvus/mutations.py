@@ -14,9 +14,9 @@ from typing import Any, Final, final
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from haclient.milvus import columns, expressions, timestamps
-from haclient.milvus.columns import INVALID, UNEXPECTED, invalid
+from haclient.milvus.columns import UNEXPECTED, invalid
 from haclient.milvus.messages import Key
-from haclient.milvus.shape import DYNAMIC, InvalidWrite, Shape, parse
+from haclient.milvus.shape import DYNAMIC, InvalidWrite, Shape, parse, parse_request
 
 __all__ = [
     "Deletion",
@@ -104,10 +104,7 @@ def rows(
 def _request(method_name: str, message: bytes, shape: Shape) -> Any:
     """Parse a request and check what it says beside the rows."""
     upsert = method_name == "Upsert"
-    try:
-        request = parse(milvus_pb2.UpsertRequest if upsert else milvus_pb2.InsertRequest, message)
-    except ValueError as error:
-        raise InvalidWrite(INVALID, str(error)) from None
+    request = parse_request(milvus_pb2.UpsertRequest if upsert else milvus_pb2.InsertRequest, message)
     if shape.native_auto_id:
         text = f"the keys of {shape.collection} are made by the server itself, so clusters cannot hold the same rows"
         raise invalid(f"{text}. Create it anew through haclient, and copy the rows")
@@ -258,10 +255,7 @@ def deletion(message: bytes, shape: Shape) -> Deletion:
     Raises:
         InvalidWrite: Milvus would refuse it.
     """
-    try:
-        request = parse(milvus_pb2.DeleteRequest, message)
-    except ValueError as error:
-        raise InvalidWrite(INVALID, str(error)) from None
+    request = parse_request(milvus_pb2.DeleteRequest, message)
     if not request.expr.strip():
         raise invalid("delete plan can't be empty or always true : ")
     if request.HasField("namespace"):

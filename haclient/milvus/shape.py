@@ -17,6 +17,8 @@ from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient.errors import HAClientError
 
+#: Milvus' code for a wrong parameter.
+INVALID: Final = 1100
 #: Collection property: haclient makes the keys.
 MARK: Final = "haclient.auto_id"
 #: Name of the column of dynamic fields; it is no field of the schema.
@@ -142,3 +144,15 @@ def parse(kind: Any, message: bytes) -> Any:
         return kind.FromString(message)
     except DecodeError as error:
         raise ValueError(f"not a {kind.DESCRIPTOR.name}: {error}") from None
+
+
+def parse_request(kind: Any, message: bytes) -> Any:
+    """Parse what a user sent.
+
+    Raises:
+        InvalidWrite: The bytes are something else.
+    """
+    try:
+        return parse(kind, message)
+    except ValueError as error:
+        raise InvalidWrite(INVALID, str(error)) from None

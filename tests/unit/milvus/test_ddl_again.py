@@ -77,7 +77,7 @@ class TestStream:
         assert ddl.scope(named("Insert"), message, "default") == ddl.scope(named("Insert"), message, "") == ("", "c")
 
     def test_broken(self) -> None:
-        with pytest.raises(ValueError, match="truncated"):
+        with pytest.raises(InvalidWrite, match="not a DropCollection: truncated"):
             ddl.scope(named("DropCollection"), b"\x1a\x7f", "")
 
 
@@ -121,7 +121,7 @@ class TestForm:
         assert list(normal.delete_keys) == ["x"]
 
     def test_broken(self) -> None:
-        with pytest.raises(ValueError, match="not a DropCollectionRequest"):
+        with pytest.raises(InvalidWrite, match="not a DropCollectionRequest"):
             ddl.normalise(named("DropCollection"), b"\xff", "")
 
     def test_newer_than_the_protobuf_classes(self) -> None:

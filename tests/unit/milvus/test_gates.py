@@ -9,6 +9,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from haclient.milvus import gates
 from haclient.milvus.methods import METHODS, named
+from haclient.milvus.shape import InvalidWrite
 from haclient.milvus.status import Flavour
 from tests.servers.write_cases import D, creation, schema, schema_field
 
@@ -125,7 +126,7 @@ def test_bare_json() -> None:
 
 
 def test_broken() -> None:
-    with pytest.raises(ValueError, match="not a CreateCollectionRequest"):
+    with pytest.raises(InvalidWrite, match="not a CreateCollectionRequest"):
         gates.problems(named("CreateCollection"), b"\xff", {"old": OLD})
 
 
