@@ -12,6 +12,7 @@ import os
 import platform
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, final
 
 from haclient.call import Action, Attempt, Call, Metadata, Method, Reply
@@ -19,6 +20,7 @@ from haclient.config.replication import Replication
 from haclient.errors import AttemptTimeout, CallError, Unavailable, WriteRefused
 from haclient.events import EventBus
 from haclient.fleet.fleet import Fleet
+from haclient.fleet.model import FleetView
 from haclient.milvus import ddl, messages
 from haclient.milvus.methods import named
 from haclient.milvus.status import Flavour, Verdict, peek
@@ -139,6 +141,20 @@ class Mirror:
                 return reply
         call.pin = self._fleet.homes.of(call)
         return await self._home(call)
+
+    def seen(self, view: FleetView) -> FleetView:
+        """Add to a snapshot of the fleet how far each cluster is."""
+        progress = self.reader.progress
+        clusters = []
+        for cluster in view.clusters:
+            position = progress.positions.get(cluster.name)
+            if position is None:
+                clusters.append(cluster)
+                continue
+            parked = tuple(".".join(filter(None, stream)) for stream, one in position.parked.items() if one.reason)
+            lag = max(progress.head - position.low, 0)
+            clusters.append(replace(cluster, standing=position.standing.value, lag=lag, parked=parked))
+        return FleetView(tuple(clusters), view.at)
 
     def went_well(self, method: Method, reply: Reply) -> bool:
         """Say whether an answer that no server gave is a success."""

@@ -91,6 +91,12 @@ def _cluster(cluster: ClusterView) -> Text:
     notes += [f"weight {cluster.weight:g}"] if cluster.weight != 1 else []
     if notes:
         text.append(f"\n{_printable(', '.join(notes))}", "dim")
+    if cluster.standing:
+        lag = f", {cluster.lag} behind" if cluster.lag else ""
+        style = "green" if cluster.standing == "in_sync" else "bold red"
+        text.append(f"\n{cluster.standing.replace('_', ' ')}{lag}", style)
+    for name in cluster.parked:
+        text.append(f"\nstopped: {_printable(name)}", "bold red")
     return text
 
 

@@ -55,13 +55,23 @@ class EndpointView:
 @final
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """One cluster at one moment; lower ``priority`` is preferred."""
+    """One cluster at one moment; lower ``priority`` is preferred.
+
+    Attributes:
+        standing: Where writes are mirrored, what it is to the others ("in_sync", "away", "needs_reseed", "reseeding"),
+            "" if that is not known or nothing is mirrored.
+        lag: Entries of the mutation log up to which it lacks some.
+        parked: Collections that have stopped on it at an entry that it cannot take.
+    """
 
     name: str
     zone: str
     priority: int
     weight: float
     endpoints: tuple[EndpointView, ...]
+    standing: str = ""
+    lag: int = 0
+    parked: tuple[str, ...] = ()
 
 
 @final

@@ -88,6 +88,9 @@ class PrometheusListener:
         self._alarms = counter("data_alarms_total", "Answers that smell of lost data.", "cluster", "endpoint")
         self._rejected = counter("config_rejected_total", "Changed configuration files that were wrong.")
         self._state = gauge("endpoint_state", "1 for the state an endpoint is in.", "cluster", "endpoint", "state")
+        self._lag = gauge("cluster_lag_entries", "Entries of the mutation log that a cluster lacks.", "cluster")
+        self._in_sync = gauge("cluster_in_sync", "Whether a cluster applies the mutation log.", "cluster")
+        self._parked = gauge("cluster_parked_collections", "Collections stopped on a cluster.", "cluster")
         self._readiness = gauge(
             "ready", "Whether an endpoint can serve a collection.", "cluster", "endpoint", "collection"
         )
@@ -142,7 +145,13 @@ class PrometheusListener:
         present = {(cluster.name, endpoint.name) for cluster in view.clusters for endpoint in cluster.endpoints}
         self._forget(self._states.keys() - present)
         self._forget_ready({key for key in self._ready if key[:2] not in present})
+        for gauge in (self._lag, self._in_sync, self._parked):
+            gauge.clear()
         for cluster in view.clusters:
+            if cluster.standing:
+                self._lag.labels(cluster.name).set(cluster.lag)
+                self._in_sync.labels(cluster.name).set(cluster.standing == "in_sync")
+                self._parked.labels(cluster.name).set(len(cluster.parked))
             for endpoint in cluster.endpoints:
                 self._set_state(cluster.name, endpoint.name, endpoint.state)
                 for collection, ready in endpoint.ready.items():

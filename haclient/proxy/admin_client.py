@@ -134,7 +134,7 @@ def _checked_url(text: str) -> httpx.URL:
 
 def _view(report: ClusterReport) -> ClusterView:
     endpoints = tuple(EndpointView(**dict(endpoint)) for endpoint in report.endpoints)
-    return ClusterView(**{**dict(report), "endpoints": endpoints})
+    return ClusterView(**{**dict(report), "endpoints": endpoints, "parked": tuple(report.parked)})
 
 
 def _printable(text: str) -> str:

@@ -42,6 +42,10 @@ class ClusterReport(Value):
     priority: int
     weight: float
     endpoints: list[EndpointReport]
+    #: Where writes are mirrored: what the cluster is to the others, entries it is behind, collections stopped on it.
+    standing: str = ""
+    lag: int = 0
+    parked: list[str] = []
 
 
 @final

@@ -191,6 +191,9 @@ def _clusters(view: FleetView) -> list[ClusterReport]:
                 )
                 for e in cluster.endpoints
             ],
+            standing=cluster.standing,
+            lag=cluster.lag,
+            parked=list(cluster.parked),
         )
         for cluster in view.clusters
     ]

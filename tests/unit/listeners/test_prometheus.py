@@ -175,6 +175,17 @@ def test_snapshot_sets_and_forgets(registry, listener):
     assert {s.labels["endpoint"] for s in samples(registry, "haclient_ready")} == {"e2"}
 
 
+def test_how_far_clusters_are(registry, listener):
+    """Only where writes are mirrored; a cluster that is gone leaves nothing."""
+    behind = ClusterView("b", "", 0, 1.0, (), standing="away", lag=7, parked=("docs",))
+    listener.observe(FleetView((ClusterView("a", "", 0, 1.0, ()), behind), 0.0))
+    for name, value in (("lag_entries", 7), ("in_sync", 0), ("parked_collections", 1)):
+        (sample,) = samples(registry, f"haclient_cluster_{name}")
+        assert (sample.labels["cluster"], sample.value) == ("b", value)
+    listener.observe(FleetView((), 0.0))
+    assert samples(registry, "haclient_cluster_lag_entries") == []
+
+
 def test_removed_endpoints_lose_their_gauges(registry, listener):
     """A reconfiguration leaves no gauge of an endpoint that is gone."""
     listener.observe(view("e1", "e2", docs=True))

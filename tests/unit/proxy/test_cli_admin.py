@@ -90,7 +90,10 @@ def test_json(admin):
     assert json.loads(line) == {
         "up": 1, "endpoints": 2,
         "clusters": [
-            {"name": "a", "zone": "eu-1", "priority": 0, "weight": 1.0, "endpoints": [dict(UP), dict(DOWN)]}
+            {
+                "name": "a", "zone": "eu-1", "priority": 0, "weight": 1.0, "endpoints": [dict(UP), dict(DOWN)],
+                "standing": "", "lag": 0, "parked": [],
+            }
         ],
     }  # fmt: skip
 
