@@ -115,12 +115,13 @@ class Plan:
         rotation = self._reader.rotation()
         if call.pin is not None:
             rotation = {call.pin: rotation.get(call.pin, False)}
-        behind = frozenset([name for name in rotation if not self._shows(name)])
-        if len(behind) == len(rotation):
-            return False
-        if any(rotation.values()) and not any(up for name, up in rotation.items() if name not in behind):
-            return False  # those that could are down, and one that is up may soon be able to
-        call.behind = behind
+        able = [name for name in rotation if self._shows(name)]
+        if not able or (any(rotation.values()) and not any(rotation[name] for name in able)):
+            return False  # those that can are down, and one that is up may soon be able to
+        # Who has yet to create or load the collection would refuse, so he is passed over while another has done it.
+        prepared = [name for name in able if not self._reader.unprepared(name, self._stream)]
+        taken = prepared if any(rotation[name] for name in prepared) else able
+        call.behind = frozenset(rotation.keys() - taken)
         return True
 
     def message(self, call: Call, cluster: str) -> bytes:

@@ -128,10 +128,13 @@ class Reader:
     def lagging(self, cluster: str, key: Stream) -> bool:
         """Say whether what a cluster lacks of a collection may be lacking only because it is still to come."""
         progress, stream = self.progress, self.stream(*key)
-        for one in (stream, BARRIER):
-            if not progress.has(cluster, one, progress.changed(one)) or progress.stale_s(cluster, one) > _LAGS_S:
-                return True
-        return not self.fit(cluster)
+        late = any(progress.stale_s(cluster, one) > _LAGS_S for one in (stream, BARRIER))
+        return late or not self.fit(cluster) or self.unprepared(cluster, stream)
+
+    def unprepared(self, cluster: str, stream: Stream) -> bool:
+        """Say whether a cluster is known to lack a change of a collection itself, such as that it was loaded."""
+        progress = self.progress
+        return not all(progress.has(cluster, one, progress.changed(one)) for one in (stream, BARRIER))
 
     # The log.
 

@@ -340,7 +340,7 @@ async def test_descriptions_and_lists_show_what_the_session_has_changed():
     site.at(a=created, b=0)
     describe = milvus_pb2.DescribeCollectionRequest(collection_name="new")
     show = milvus_pb2.ShowCollectionsRequest()
-    assert site.by(site.call(describe, "DescribeCollection")) == ["a", "b"]
+    assert site.by(site.call(show, "ShowCollections")) == ["a", "b"], "another session's"
     site.past.wrote(("", "new"), created)
     assert site.by(site.call(describe, "DescribeCollection")) == ["a"]
     assert site.by(site.call(show, "ShowCollections")) == ["a"]
