@@ -116,6 +116,9 @@ def _request(method_name: str, message: bytes, shape: Shape) -> Any:
         raise invalid("namespaces are not mirrored: use a partition key")
     if request.num_rows == 0:
         raise invalid("num_rows should be greater than 0", expected="invalid num_rows", actual=0)
+    if request.num_rows > len(message):
+        # Every row takes a byte at least: nothing is made for rows that are only said to be there.
+        raise invalid(f"num_rows ({request.num_rows}) is more than a message of {len(message)} bytes can hold")
     _check_partition(request.partition_name, shape)
     return request
 

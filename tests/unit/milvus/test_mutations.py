@@ -182,6 +182,12 @@ class TestNull:
         with pytest.raises(InvalidWrite, match="of field \\(n\\) is not equal"):
             self.form(n=column("n", D.Int64, values, valid=[True, False, True]))
 
+    def test_rows_that_are_not_there(self) -> None:
+        """A number alone makes nothing of that size."""
+        given = [column("id", D.Int64, [1]), column("v", D.FloatVector, [1.0, 2.0], 2), column("n", D.Int64, [1])]
+        with pytest.raises(InvalidWrite, match="is more than a message of"):
+            log_form(given, self.SHAPE, 2**32 - 1)
+
     def test_wrong_validity(self) -> None:
         with pytest.raises(InvalidWrite, match="the length of valid_data of field\\(n\\) is wrong"):
             self.form(n=column("n", D.Int64, [1, 2, 3], valid=[True, True]))
