@@ -91,7 +91,7 @@ class Core:
         #: Sessions of servers that are haclient proxies.
         self._kept = Kept()
         self._budget = Budget(config.retry.budget_ratio, config.retry.budget_floor)
-        self._hedging = Hedging(self.fleet.send, config.hedge, self._budget, loop, bus, self.fleet.contradicted)
+        self._hedging = Hedging(self.fleet.send, config.hedge, self._budget, loop, bus, self.fleet.doubts.contradicted)
         self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
         self._exchanges: set[asyncio.Task[None]] = set()

@@ -84,7 +84,7 @@ class Mirror:
             stamp = clusters.stamp
             self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall, stamp=stamp)
         self.reader, self._watch = self._read(clusters, loop)
-        fleet.lagging = self.reader.lagging
+        fleet.doubts.lagging = self.reader.lagging
         self._watching: asyncio.Task[None] | None = None
         self._loop = loop
 

@@ -26,6 +26,7 @@ from haclient.events import (
 from haclient.fleet import breaker
 from haclient.fleet.balancer import Balancer
 from haclient.fleet.detector import Detector
+from haclient.fleet.doubts import Doubts
 from haclient.fleet.flight import Done, Flight
 from haclient.fleet.homes import Homes
 from haclient.fleet.look import Dialect
@@ -79,8 +80,7 @@ class Fleet:
         #: Primary keys of collections, as described; they decide whether a write may be repeated.
         self.keys: dict[Key, KeyField] = {}
         self.homes = Homes(self)
-        #: Says whether a cluster is known to lack writes to a collection: what it does not find proves nothing.
-        self.lagging: Callable[[str, Key], bool] = _up_to_date
+        self.doubts = Doubts(self)
         self._bus = bus
         self._rng = rng
         #: Timers of slow starts.
@@ -125,7 +125,7 @@ class Fleet:
             The flight, or None if there is no endpoint to send it to.
         """
         attempts = call.attempts
-        tried = self._tried(attempts) if attempts else ()
+        tried = self.tried(attempts) if attempts else ()
         if attempts and call.plan is not None:
             call.plan.quick(call)  # somebody may have caught up since
         picked = self.balancer.pick(call, tried)
@@ -166,7 +166,8 @@ class Fleet:
             return False
         return node not in tried or (len(tried) > 1 and now - call.attempts[-1].started >= _STUCK_S)
 
-    def _tried(self, attempts: list[Attempt]) -> tuple[Node, ...]:
+    def tried(self, attempts: list[Attempt]) -> tuple[Node, ...]:
+        """Return the endpoints that attempts went to."""
         seen = {(a.cluster, a.endpoint) for a in attempts}
         return tuple(node for node in self.nodes() if (node.cluster.name, node.name) in seen)
 
@@ -190,7 +191,7 @@ class Fleet:
 
     def untried(self, call: Call) -> bool:
         """Say whether a healthy endpoint is left that the call has not been sent to."""
-        tried = self._tried(call.attempts)
+        tried = self.tried(call.attempts)
         return any(
             n not in tried and not n.drained and not n.refused and n.gate.state != breaker.OPEN
             for n in self.nodes()
@@ -199,7 +200,7 @@ class Fleet:
 
     def left_out(self, call: Call) -> str:
         """Say of the endpoints that a failed call was not sent to what is wrong with each, "" if there are none."""
-        now, tried = self.clock(), self._tried(call.attempts)
+        now, tried = self.clock(), self.tried(call.attempts)
         rest = [n for n in self.nodes() if n not in tried and (call.pin is None or n.cluster.name == call.pin)]
         told = []
         for node in rest[:_MOST_TOLD]:
@@ -263,49 +264,11 @@ class Fleet:
             )
         )
 
-    def lost(self, node: Node, key: Key, call: Call | None = None) -> bool:
-        """Say whether "collection not found" may be this endpoint's fault: one not asked yet may still have it.
-
-        An endpoint that cannot serve the collection now may have it all the same (it is not loaded, or what is
-        known of it is old); then the catalogue tells. One that is down counts only if it is known to have had it.
-        """
-        tried = self._tried(call.attempts) if call is not None else ()
-        others = (
-            n
-            for n in self.nodes()
-            if n is not node and not n.drained and n not in tried and not self.lagging(n.cluster.name, key)
-            if call is None or call.pin in (None, n.cluster.name)
-        )
-        return any(key in n.catalogue or n.ready.get(key, n.gate.state != breaker.OPEN) for n in others)
-
-    def contradicted(self, call: Call, attempt: Attempt) -> None:
-        """Take an endpoint out for a collection in which it finds nothing where another endpoint finds something."""
-        key = (call.database, call.collection)
-        if any(self.lagging(one.cluster, key) for one in call.attempts):
-            return  # the rows are still to come there, or still to go here
-        for node in self._tried([attempt]):
-            self.mark(node, key, False, attempt.reason)
-
-    def emptied(self, node: Node, key: Key) -> bool:
-        """Say whether a collection has no row on this endpoint although a probe of another one has read one."""
-        if self.lagging(node.cluster.name, key):
-            return False
-        others = (n for n in self.nodes() if n is not node and not n.drained and n.rows.get(key))
-        return any(not self.lagging(n.cluster.name, key) for n in others)
-
     def deny(self, node: Node, denied: bool) -> None:
         """Note whether an endpoint refuses our credentials: it is up, and of no use to us."""
         if node.denied is not denied:
             node.denied = denied
             self.balancer.changed()
-
-    def welcome_elsewhere(self, call: Call, node: Node) -> bool:
-        """Say whether a read that was refused for its credentials has a cluster left that takes other ones."""
-        mine, tried = node.cluster.authorization, self._tried(call.attempts)
-        others = (n for n in self.nodes() if n not in tried and not n.denied and not n.drained)
-        return call.pin is None and any(
-            n.cluster.authorization != mine and n.cluster.name not in call.behind for n in others
-        )
 
     def alarm(self, node: Node, key: Key, reason: str) -> None:
         """Take an endpoint out for one collection until a probe finds its data right, and tell the operator why."""
@@ -423,11 +386,6 @@ class Fleet:
     def single_cluster(self) -> bool:
         """Whether writes have one place to go."""
         return len(self.clusters) == 1
-
-
-def _up_to_date(cluster: str, key: Key) -> bool:
-    """Say that no cluster lacks anything: nothing is replicated."""
-    return False
 
 
 def routes_as_write(kind: Kind) -> bool:

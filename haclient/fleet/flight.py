@@ -147,16 +147,16 @@ class Flight:
         key = (call.database, call.collection)
         reading = call.method.kind is Kind.READ
         if action is Action.FAILOVER_COLLECTION or (
-            verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.lost(node, key, call)
+            verdict.code == COLLECTION_NOT_FOUND and reading and self._fleet.doubts.lost(node, key, call)
         ):
             self.attempt.action = Action.FAILOVER_COLLECTION
-            if not self._fleet.lagging(node.cluster.name, key):
+            if not self._fleet.doubts.lagging(node.cluster.name, key):
                 self._fleet.mark(node, key, False, verdict.reason)
         elif self.attempt.reply is not None and self.attempt.reply.code == UNAUTHENTICATED:
             if call.credentials and not node.cluster.authorization:
                 return  # the application's own were wrong
             self._fleet.deny(node, True)
-            if reading and self._fleet.welcome_elsewhere(call, node):
+            if reading and self._fleet.doubts.welcome_elsewhere(call, node):
                 self.attempt.action = Action.ROUTE_CHANGE
         elif action is Action.ALARM:
             self._fleet.alarm(node, key, verdict.reason)

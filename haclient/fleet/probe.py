@@ -190,7 +190,7 @@ class MilvusLook(Look):
         if len(rows) >= _MOST_ROWS:
             rows.clear()
         rows[key] = bool(messages.read_query_keys(reply.message, name))
-        return rows[key] or not self._fleet.emptied(self._node, key)
+        return rows[key] or not self._fleet.doubts.emptied(self._node, key)
 
     async def _key_name(self, key: Key) -> str | None:
         known = self._fleet.keys.get(key)
@@ -207,7 +207,7 @@ class MilvusLook(Look):
 
     async def _unready(self, key: Key, verdict: Verdict) -> None:
         fleet, node = self._fleet, self._node
-        lost = verdict.code == COLLECTION_NOT_FOUND and fleet.lost(node, key)
+        lost = verdict.code == COLLECTION_NOT_FOUND and fleet.doubts.lost(node, key)
         if lost or verdict.action in (Action.FAILOVER_COLLECTION, Action.ALARM):
             fleet.mark(node, key, False, verdict.reason)
         if verdict.code == _NOT_LOADED and fleet.config.health.load_collections:
@@ -232,7 +232,7 @@ class MilvusLook(Look):
             got = messages.read_query_keys(reply.message, key_name) if verdict.action is Action.OK else []
         missing = [key for key in canary.expect if key not in got]
         key = (canary.database, canary.collection)
-        if not missing or fleet.lagging(node.cluster.name, key):
+        if not missing or fleet.doubts.lagging(node.cluster.name, key):
             return True
         reason = verdict.reason or f"canary: {missing} should be found and is not (found: {got[:10]})"
         if key not in node.distrusted:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: What nobody tells (that a cluster is up again, that marks have been read) is looked at this often, seconds.
 _LOOK_S: Final = 0.1
+#: So long a read that has failed waits for a cluster that has not been tried, seconds.
+_PATIENCE_S: Final = 1.0
 
 
 @final
@@ -191,6 +193,8 @@ class Plan:
         Raises:
             CallError: It may not before the deadline, or never.
         """
+        if call.attempts:
+            await self._another(call)
         if self.quick(call):
             return
         if self._stream is None:
@@ -198,6 +202,17 @@ class Plan:
         if not self.quick(call):
             await self._complete(call)
             await self._wait(call)
+
+    async def _another(self, call: Call) -> None:
+        """Give a cluster that has not been tried a moment to catch up, rather than go back to one that has failed."""
+        reader, tried = self._reader, {attempt.cluster for attempt in call.attempts}
+
+        def found() -> bool:
+            others = [name for name, up in reader.rotation().items() if up and name not in tried]
+            return not others or (self.quick(call) and any(name not in call.behind for name in others))
+
+        if call.pin is None:
+            await reader.progress.until(found, min(call.deadline, reader.loop.time() + _PATIENCE_S))
 
     async def _describe(self, call: Call) -> None:
         name = (call.database, call.collection)

@@ -113,11 +113,11 @@ def test_a_collection_that_is_still_to_come_convicts_nobody():
         late = Server(catalogue={})
         async with World(late, Server(), hedge={"enabled": False}) as world:
             core = await started(world)
-            core.fleet.lagging = lambda name, key: name == "s0"
+            core.fleet.doubts.lagging = lambda name, key: name == "s0"
             while not late.calls():
                 assert (await ask(core)).code == 0
             assert not world.of(ReadinessChanged)
-            core.fleet.lagging = lambda name, key: False
+            core.fleet.doubts.lagging = lambda name, key: False
             await until(lambda: bool(world.of(ReadinessChanged)))
 
     run(scenario())
@@ -131,9 +131,9 @@ def test_a_collection_that_is_still_to_go_convicts_nobody():
         async with World(*servers, hedge={"enabled": False}) as world:
             core = await started(world)
             first = next(core.fleet.nodes())
-            assert core.fleet.lost(first, DOCS)
-            core.fleet.lagging = lambda name, key: name == "s1"
-            assert not core.fleet.lost(first, DOCS)
+            assert core.fleet.doubts.lost(first, DOCS)
+            core.fleet.doubts.lagging = lambda name, key: name == "s1"
+            assert not core.fleet.doubts.lost(first, DOCS)
 
     run(scenario())
 
@@ -147,13 +147,13 @@ def test_empty_answers_of_who_lags_prove_nothing():
             call = read_call()
             call.attempts = [Attempt("s0", "s0", 0.0, action=Action.OK), Attempt("s1", "s1", 0.0, action=Action.OK)]
             for lags in ("s0", "s1"):
-                fleet.lagging = lambda name, key, lags=lags: name == lags
-                assert not fleet.emptied(empty, DOCS)
-                fleet.contradicted(call, call.attempts[0])
+                fleet.doubts.lagging = lambda name, key, lags=lags: name == lags
+                assert not fleet.doubts.emptied(empty, DOCS)
+                fleet.doubts.contradicted(call, call.attempts[0])
                 assert empty.ready.get(DOCS) is not False
-            fleet.lagging = lambda name, key: False
-            assert fleet.emptied(empty, DOCS)
-            fleet.contradicted(call, call.attempts[0])
+            fleet.doubts.lagging = lambda name, key: False
+            assert fleet.doubts.emptied(empty, DOCS)
+            fleet.doubts.contradicted(call, call.attempts[0])
             assert empty.ready[DOCS] is False
 
     run(scenario())
