@@ -276,18 +276,18 @@ class Appender:
         Raises:
             LogFull: There is no room for it.
         """
-        keys = self._keys
-        await self._ends.look()
-        known = await self._find(_all_of([pending], {}))
-        if pending.answer(known):
-            return
-        if not self._has_room(_all_of([pending], known)):
-            raise self._full(pending.size)
-        heads, body = packed(list(_all_of([pending], {}).values()))
+        keys, everything = self._keys, _all_of([pending], {})
+        heads, body = packed(list(everything.values()))
         upload = _Upload(self._new_id(), heads)
         written = Record(0, 0, upload.id, heads).encode()
         if len(written) > CHUNK:
             raise ValueError(f"{len(heads)} mutations are too many for one append to etcd; append fewer at once")
+        await self._ends.look()
+        known = await self._find(everything)
+        if pending.answer(known):
+            return
+        if not self._has_room(_all_of([pending], known)):
+            raise self._full(pending.size)
         granted = await self._log.client.call("/v3/lease/grant", {"TTL": WRITER_S}, writes=True)
         lease = int(granted.fields["ID"])
         await self._log.do([], [put(keys.writer(upload.id), b"", lease=lease), put(keys.staged(upload.id), written)])

@@ -58,7 +58,6 @@ _ADVICE: Final = {
     "user name is empty": "it asks for credentials: set etcd_user and etcd_password",
     "authentication is not enabled": "leave out etcd_user, or enable authentication in it",
     "CERTIFICATE_VERIFY_FAILED": "see that etcd_ca_file is of the authority that signed its certificate",
-    "HTTP request to an HTTPS server": "it speaks TLS: set etcd_ca_file",
 }
 
 
@@ -106,9 +105,6 @@ class EtcdClient:
     Attributes:
         name: What errors call it.
         opening: Nothing has worked yet: what is refused now is the configuration's fault.
-
-    Raises:
-        ConfigError: A TLS file cannot be used.
     """
 
     def __init__(self, settings: Replication) -> None:
@@ -308,7 +304,9 @@ class EtcdClient:
                 raise _Refused(_advised(str(error))) from None
             raise _EndpointFailed(f"cannot connect: {_text(error)}", sent=False) from None
         except httpx.HTTPError as error:
-            raise _EndpointFailed(f"the connection ended before the answer did: {_text(error)}", sent=True) from None
+            hint = "; if it speaks TLS, set etcd_ca_file" if request.url.scheme == "http" else ""
+            reason = f"the connection ended before the answer did: {_text(error)}{hint}"
+            raise _EndpointFailed(reason, sent=True) from None
         if response is None:
             raise _EndpointFailed(f"no answer within {timeout_s:.3g} s", sent=True, late=True)
         return response
@@ -332,13 +330,9 @@ class EtcdClient:
 def _tls(settings: Replication) -> ssl.SSLContext | bool:
     if not settings.etcd_ca_file:
         return False
-    try:
-        context = ssl.create_default_context(cafile=settings.etcd_ca_file)
-        if settings.etcd_cert_file:
-            # An empty pass phrase, so that an encrypted key is an error and not a question on the terminal.
-            context.load_cert_chain(settings.etcd_cert_file, settings.etcd_key_file, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"etcd_ca_file, etcd_cert_file or etcd_key_file cannot be used: {error}") from None
+    context = ssl.create_default_context(cafile=settings.etcd_ca_file)
+    if settings.etcd_cert_file:
+        context.load_cert_chain(settings.etcd_cert_file, settings.etcd_key_file)
     return context
 
 

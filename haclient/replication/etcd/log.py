@@ -60,9 +60,6 @@ class EtcdLog:
         settings: Where it is, credentials, bounds.
         wall_clock: Seconds since 1970.
         rng: Names what must be unique; the system's own by default.
-
-    Raises:
-        ConfigError: A TLS file cannot be used.
     """
 
     def __init__(
