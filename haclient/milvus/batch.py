@@ -137,16 +137,6 @@ class _Column:
             column.finish()
 
 
-def as_upsert(message: bytes) -> bytes:
-    """Return the rows of the log as an UpsertRequest: the same bytes (see above)."""
-    return message
-
-
-def as_insert(message: bytes) -> bytes:
-    """Return the rows of the log as an InsertRequest: the same bytes (see above)."""
-    return message
-
-
 def replaces_rows(flavour: Flavour) -> str:
     """Return the method (``Insert`` or ``Upsert``) that replaces whole rows by key on this kind of server.
 

@@ -18,7 +18,7 @@ from haclient.milvus import ddl, gates, messages, mutations
 from haclient.milvus.messages import Key
 from haclient.milvus.methods import named
 from haclient.milvus.shape import InvalidWrite, Shape
-from haclient.milvus.status import COLLECTION_NOT_FOUND
+from haclient.milvus.status import COLLECTION_NOT_FOUND, Flavour
 from haclient.milvus.wireformat import varint_field
 from haclient.replication.asking import ask_any
 from haclient.replication.batching import ROWS
@@ -116,6 +116,8 @@ class Writer:
             fresh = await self._commit.logged(self._keys.make(_row_count(call.message)), call)
         name, database = call.method.name, call.database
         rows = mutations.rows(name, call.message, shape, database, lambda count: fresh[:count])
+        if rows.bare_json and (lacking := gates.bare_json(self._versions())):
+            raise WriteRefused(f"{name} {shape.collection}: not written. {' '.join(lacking)}")
         seq = await self._append(call, (database, shape.collection), [(rows.method, rows.message)])
         return Reply(mutations.answer(name, rows.keys, rows.count, token(seq)))
 
@@ -194,8 +196,7 @@ class Writer:
     async def _change(self, call: Write) -> Reply:
         method, message, database = call.method, call.message, call.database
         stream = _scope(call)
-        versions = {m.name: (m.flavour, m.version) for m in self._shared.clusters.members()}
-        lacking = gates.problems(method, message, versions)
+        lacking = gates.problems(method, message, self._versions())
         if lacking:
             raise WriteRefused(f"{method.name} {stream[1]}: not sent. {' '.join(lacking)}")
         created = method.name == "CreateCollection"
@@ -213,6 +214,9 @@ class Writer:
         # A schema that no cluster has cannot be written to, so there is nothing to gain by not waiting for one.
         await self._commit.acknowledged(replace(call, ack="one") if call.ack == "log" else call, stream, seq)
         return Reply(b"" if method.status == STATUS_IS else b"\n\x00")
+
+    def _versions(self) -> dict[str, tuple[Flavour, str]]:
+        return {member.name: (member.flavour, member.version) for member in self._shared.clusters.members()}
 
     async def _real(self, stream: Stream, deadline: float) -> Stream:
         """Put the collection's own name in the place of an alias."""
@@ -247,8 +251,8 @@ def _scope(call: Write) -> Stream:
 
 
 def _row_count(message: bytes) -> int:
-    """Return the number of rows (#7) that an InsertRequest says it has; what cannot be read is refused later."""
+    """Return the number of rows (#7) that an InsertRequest says it has; what cannot be true is refused later."""
     try:
-        return varint_field(message, 7)
+        return min(varint_field(message, 7), len(message))
     except ValueError:
         return 0
