@@ -15,9 +15,9 @@ import asyncio
 import sqlite3
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -240,23 +240,18 @@ class SqliteLog:
         assert self._writer is not None
         if self._damage is not None:
             raise self._damage
-        connection = self._writer.connection
         committing = False
         try:
-            with self._file.writing():
-                connection.execute("BEGIN IMMEDIATE")
+            with self._file.writing(), _transaction(self._writer.connection, "IMMEDIATE") as connection:
                 results = [_attempt(step, self._writer) for step in steps]
                 revision = self._writer.revision()
                 committing = True
                 connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             told = self._file.explain(error, committing=committing)
             if isinstance(told, LogCorrupt):
                 self._damage = told
             raise told from None
-        finally:
-            if connection.in_transaction:  # not, if SQLite has rolled it back itself
-                connection.execute("ROLLBACK")
         return results, revision
 
     async def _ask(self, look: Callable[[Store], T]) -> T:
@@ -266,15 +261,11 @@ class SqliteLog:
     def _look(self, look: Callable[[Store], T]) -> T:
         """Read in one snapshot."""
         assert self._reader is not None
-        connection = self._reader.connection
         try:
-            connection.execute("BEGIN")
-            return look(self._reader)
+            with _transaction(self._reader.connection, "DEFERRED"):
+                return look(self._reader)
         except sqlite3.Error as error:
             raise self._file.explain(error) from None
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
 
     def _close(self) -> None:
         self._read_thread.shutdown(wait=True)
@@ -286,6 +277,17 @@ class SqliteLog:
     def _check_open(self) -> None:
         if self._closed:
             raise LogUnavailable(f'the log "{self._file.path}" has been closed', sent=False)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[sqlite3.Connection]:
+    """Begin a transaction; whatever is not committed at the end is undone."""
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield connection
+    finally:
+        if connection.in_transaction:  # not, if SQLite has undone it itself
+            connection.execute("ROLLBACK")
 
 
 def _attempt(step: Callable[[Store], object], store: Store) -> object:

@@ -109,10 +109,7 @@ class LogFile:
                 if not self.path.exists():
                     self._create()
             status = self.path.stat()
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            raise LogUnavailable(f'the log "{self.path}" cannot be made ({why})', sent=False) from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise self.explain(error) from None
         self._identity = status.st_dev, status.st_ino
 
@@ -183,13 +180,15 @@ class LogFile:
             self._turn.close()
             self._turn = None
 
-    def explain(self, error: sqlite3.Error, *, committing: bool = False) -> LogError:
-        """Say what an error of SQLite's means.
+    def explain(self, error: sqlite3.Error | OSError, *, committing: bool = False) -> LogError:
+        """Say what an error of SQLite's or of the system's means.
 
         Args:
             error: What was raised.
             committing: Whether it was raised by COMMIT.
         """
+        if isinstance(error, OSError):
+            return LogUnavailable(f'the log "{self.path}": {error.strerror}; look at its disk', sent=committing)
         # Without a code it is Python's: a text that is no UTF-8.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         name = getattr(error, "sqlite_errorname", type(error).__name__)

@@ -148,6 +148,23 @@ async def test_a_folder_that_is_missing_or_on_another_host(tmp_path, monkeypatch
     await log.aclose()
 
 
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists locks")
+async def test_looking_at_the_file_drops_no_lock(opened, path):
+    """Whoever closes a file, however it was opened, drops all locks of its process: SQLite's too."""
+
+    def locks():
+        inode = f":{path.stat().st_ino} "
+        lines = Path("/proc/locks").read_text().splitlines()
+        return [line.split(": ")[1] for line in lines if inode in line and " POSIX " in line]
+
+    log = await opened()
+    await log.append([mutation(1)])
+    before = locks()
+    assert before
+    await (await opened()).aclose()
+    assert locks() == before
+
+
 async def test_a_process_that_died_while_it_made_the_log(opened, path):
     """What it left is of no use and does no harm."""
     for suffix in ("-new", "-new-journal", "-new-wal", "-new-shm"):
@@ -386,6 +403,42 @@ def test_every_error_says_where_what_and_what_to_do(path, code, committing, kind
     assert what in str(told)
 
 
+class Failing:
+    """A connection of which one statement fails, once."""
+
+    def __init__(self, connection, statement):
+        self._connection = connection
+        self._statement = statement
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, statement, *values):
+        if statement.startswith(self._statement):
+            self._statement = "never again"
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC"
+            raise error
+        return self._connection.execute(statement, *values)
+
+
+@pytest.mark.parametrize(
+    ("statement", "sent"), [("BEGIN", False), ("INSERT INTO entry", False), ("UPDATE state", False), ("COMMIT", True)]
+)
+async def test_whether_a_failed_change_may_have_happened(opened, statement, sent):
+    """Only if it failed while it was committed; nothing of it is left over, and repeating it is safe."""
+    log = await opened()
+    log._writer.connection = Failing(log._writer.connection, statement)
+    results = await asyncio.gather(
+        log.append([mutation(1)]), log.put({"x": b"1"}), log.append([mutation(2)]), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [LogUnavailable] * 3
+    assert [result.sent for result in results] == [sent] * 3
+    assert await log.bounds() == Bounds(1, 0, 0)
+    assert await log.facts() == {}
+    assert await log.append([mutation(1), mutation(2)]) == [1, 2]
+
+
 async def test_locked_by_another_program_for_too_long(opened, path, monkeypatch):
     """The append is refused, nothing of it is there, and the next one works."""
     monkeypatch.setattr(sqlite_file, "_LOCK_S", 0.05)
@@ -561,7 +614,7 @@ async def test_an_operating_system_that_refuses(opened, path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(LogUnavailable, match=r"cannot be made \(No space left on device\)"):
+    with pytest.raises(LogUnavailable, match="No space left on device; look at its disk"):
         await opened()
     monkeypatch.undo()
     assert await (await opened()).append([mutation(1)]) == [1]
