@@ -135,10 +135,6 @@ class Term:
                 group.create_task(self._mark())
                 group.create_task(self._drive())
         except BaseExceptionGroup as failures:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # The group forgets that it was cancelled, too, if a part of it failed at the same time.
-                raise asyncio.CancelledError from failures
             raise failures.exceptions[0] from None
         finally:
             await self._applying.cancel()
