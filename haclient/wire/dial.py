@@ -189,19 +189,37 @@ async def _finish(loop: asyncio.AbstractEventLoop, target: Target, factory: Call
     try:
         transport, protocol = await loop.create_connection(factory, sock=sock, **options)
     except ssl.SSLCertVerificationError as error:
-        sock.close()
+        _let_go(loop, sock)
         raise ConnectFailed(
             f"{target}: the server's certificate is not trusted: {error.verify_message} "
             f"(check the CA file and server_name)"
         ) from error
     except (OSError, ssl.SSLError) as error:
-        sock.close()
+        _let_go(loop, sock)
         raise ConnectFailed(f"{target}: TLS handshake failed: {error}") from error
     except BaseException:
-        sock.close()
+        _let_go(loop, sock)
         raise
+    if transport.is_closing() and _is_uvloop(loop):
+        sock.detach()
     tls = transport.get_extra_info("ssl_object")
     if tls is not None and tls.selected_alpn_protocol() != "h2":
         transport.abort()
         raise ConnectFailed(f"{target}: the server does not speak HTTP/2 over TLS (no ALPN h2)")
     return protocol
+
+
+def _let_go(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    """Give up a socket whose transport has ended before it took the socket over.
+
+    uvloop has closed the descriptor by then and has not told the socket, which would close the same number once more:
+    by now it may be another connection's, or a file's.
+    """
+    if _is_uvloop(loop):
+        sock.detach()
+    else:
+        sock.close()
+
+
+def _is_uvloop(loop: asyncio.AbstractEventLoop) -> bool:
+    return type(loop).__module__.partition(".")[0] == "uvloop"
