@@ -29,7 +29,7 @@ from haclient.wire import Channel, Target
 from tests.servers.proxy import behind, serving
 from tests.servers.shared import LiteFactory
 
-STRONG, SESSION_LEVEL, EVENTUALLY = 0, 1, 3
+STRONG, SESSION_LEVEL, BOUNDED, EVENTUALLY = range(4)
 TRIES = 25
 
 
@@ -55,7 +55,7 @@ class Peer:
             expr="id > 0",
             output_fields=["id"],
             consistency_level=level,
-            guarantee_timestamp=0 if level == STRONG else 1,
+            guarantee_timestamp={STRONG: 0, BOUNDED: 2}.get(level, 1),
         )
         reply = await self.ask("Query", request, metadata, **more)
         read = milvus_pb2.QueryResults.FromString(reply.message)
@@ -158,16 +158,20 @@ async def test_sessions(scene: Scene) -> None:
 
 
 async def test_a_process_without_the_log_reads_what_the_clusters_say_of_themselves(scene: Scene) -> None:
-    """What it cannot know it refuses."""
-    server, uri = await scene.proxy(log="", watermark_s=0.1)
-    peer = await scene.peer(uri)
-    request = milvus_pb2.QueryRequest(
-        collection_name="docs", expr="id > 0", output_fields=["id"], consistency_level=STRONG
-    )
-    reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    path = f"/{SERVICE}/Query"
-    peer.channel.start(path, request.SerializeToString(), (), 20.0, reply.set_result)
-    refused = await reply
-    assert refused.code == 14
-    assert "replication.log is empty" in refused.details
+    """It knows how far they are by their marks; what it cannot know it refuses."""
+    _, writing = await scene.proxy(watermark_s=0.2)
+    server, reading = await scene.proxy(log="", watermark_s=0.2, bounded_s=5.0)
     assert server.core.mirror.replicator is None
+    writer, reader = await scene.peer(writing), await scene.peer(reading)
+    assert (await reader.keys(BOUNDED))[0] == [1]
+    async with AsyncMilvusClient(writing) as client:
+        await client.upsert("docs", [{"id": 2, "vector": [1.0, 1.0]}])
+    session: Metadata = ()
+    seen: list[int] = []
+    while seen != [1, 2]:
+        seen, session = await writer.keys(STRONG)
+    for _ in range(TRIES):
+        seen, session = await reader.keys(SESSION_LEVEL, session)
+        assert seen == [1, 2]
+    with pytest.raises(AssertionError, match=r"replication\.log is empty"):
+        await reader.keys(STRONG)
