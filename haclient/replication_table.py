@@ -118,7 +118,7 @@ def _notes(one: Audited) -> Iterable[Text]:
 def _mended(name: str, before: Verified, one: Audited) -> Iterable[Text]:
     assert one.repaired is not None
     for cluster in before.rows:
-        written, deleted = one.repaired.written[cluster], one.repaired.deleted[cluster]
+        written, deleted = one.repaired.written.get(cluster, 0), one.repaired.deleted.get(cluster, 0)
         if written or deleted:
             yield plain(f"{name}: mended on {cluster}: {written} rows written, {deleted} deleted")
 

@@ -79,6 +79,8 @@ def row_hashes(page: Page) -> dict[Key, bytes]:
         ValueError: A column is of a kind that cannot be compared.
     """
     count = len(page.keys)
+    if not count:
+        return {}
     fixed: list[Block] = []
     varying: list[list[bytes]] = []
     nulls = [b""] * count

@@ -53,8 +53,8 @@ class Repaired:
         after: The collection, compared again; None if nothing was written.
     """
 
-    written: Counter[str] = field(default_factory=Counter)
-    deleted: Counter[str] = field(default_factory=Counter)
+    written: dict[str, int] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
     undecided: list[Key] = field(default_factory=list)
     after: Verified | None = None
 
@@ -178,11 +178,11 @@ class Repairer:
         absent = [key for key in keys if key not in set(page.keys)]
         for message in delete_keys(shape, absent, partition, shape.database):
             await target.change(Request(named("Delete"), message), shape.database)
-        done.deleted[target.name] += len(absent)
+        done.deleted[target.name] = done.deleted.get(target.name, 0) + len(absent)
         if page.keys:
             method = named(batch.replaces_rows(target.member.flavour))
             await target.change(Request(method, rows_message(page, shape, partition)), shape.database)
-            done.written[target.name] += len(page.keys)
+            done.written[target.name] = done.written.get(target.name, 0) + len(page.keys)
 
     async def _applied_again(self, clusters: Iterable[str], stream: Stream) -> None:
         """Wait until the appliers have taken the clusters up again."""

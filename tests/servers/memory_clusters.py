@@ -16,7 +16,6 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from haclient.call import Method
 from haclient.errors import CallError, Unavailable
-from haclient.milvus.methods import named
 from haclient.milvus.status import Flavour
 from haclient.replication.clusters import Delivery, Member, Outcome
 from tests.simulation.replication import milvus
@@ -199,5 +198,3 @@ def make(clusters: MemoryClusters, name: str, on: Sequence[str], values: dict[An
         server.answer("LoadCollection", load(name), "")
         if values:
             server.answer("Upsert", rows(name, values), "")
-
-

@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 
 from haclient.config.replication import Replication
-from haclient.errors import ConfigError, HAClientError
 from haclient.events import EventBus
 from haclient.milvus.methods import named
-from haclient.replication.clusters import Delivery, Outcome
 from haclient.replication.hold import position_of
 from haclient.replication.position import Standing
 from haclient.replication.replicator import Replicator
 from haclient.replication.reseed import RESEED, Advance, reseed
-from haclient.replication.site import SiteFailed
 from tests import virtual_time
 from tests.servers import memory_clusters as memory
 from tests.servers.memory_clusters import MemoryClusters
@@ -55,7 +52,7 @@ class Fleet:
     async def write(self, name: str, message: bytes, ack: str = "all") -> None:
         deadline = self.loop.time() + 60
         reply = await self.process.write(named(name), message, (("haclient-ack", ack),), "", deadline)
-        assert reply.code == 0 and len(reply.message) < 100 or name in ("Insert", "Upsert"), reply
+        assert (reply.code == 0 and len(reply.message) < 100) or name in ("Insert", "Upsert"), reply
 
     async def make(self, name: str, values: dict[Any, str], ack: str = "all") -> None:
         await self.write("CreateCollection", memory.collection(name), ack)
@@ -116,7 +113,7 @@ def test_an_emptied_cluster_is_filled_while_writes_and_schema_changes_go_on(seed
             if rng.random() < 0.3:
                 await fleet.write("Delete", memory.delete(name, keys), "one")
             else:
-                await fleet.write("Upsert", memory.rows(name, {key: f"turn {turn}" for key in keys}), "one")
+                await fleet.write("Upsert", memory.rows(name, dict.fromkeys(keys, f"turn {turn}")), "one")
             if turn == 20:
                 await fleet.write("DropCollection", drop("old"), "one")
             if turn == 30:
