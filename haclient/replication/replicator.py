@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 from haclient.call import Metadata, Method, Reply
@@ -83,7 +83,7 @@ class Replicator:
         commit = Commit(self.shared, self._appended)
         self._writer = Writer(self.shared, commit, self.catalog, self._keys, adopt or _as_it_is)
         self._appliers: dict[str, Applier] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         self._backoff = Backoff(rng)
         self._opened = False
 
@@ -97,10 +97,10 @@ class Replicator:
             await self._open()
         except LogError as error:
             self.shared.complain(error)
-        self._run("follow", self._follow())
-        self._run("trim", self._trim())
+        self._run(self._follow)
+        self._run(self._trim)
         if self.shared.settings.auto_reseed:
-            self._run("reseed", self._reseed())
+            self._run(self._reseed)
 
     async def write(
         self,
@@ -117,19 +117,28 @@ class Replicator:
     async def aclose(self) -> None:
         """Finish what is under way, hand the leases over and close the log."""
         await asyncio.gather(*(applier.finish() for applier in self._appliers.values()))
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             await lasting(self._keys.aclose(), self.shared.settings.lease_s)
         except LogError as error:
             self.shared.complain(error)
         await self.shared.log.aclose()
 
-    def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
-        self._tasks[name] = self.shared.loop.create_task(work)
+    def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something for as long as the process lives."""
+        self._tasks.append(self.shared.loop.create_task(self._lasting(work)))
+
+    async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin again whatever happens: a cluster without an applier would fall behind for ever."""
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                text = f"haclient itself failed: {error!r}; please report it"
+                self.shared.loop.call_exception_handler({"message": text, "exception": error})
+            await asyncio.sleep(self._backoff.next())
 
     # What is new.
 
@@ -151,7 +160,7 @@ class Replicator:
 
     def _appoint(self, cluster: str) -> None:
         applier = self._appliers[cluster] = Applier(self.shared, cluster)
-        self._run(f"apply {cluster}", applier.run())
+        self._run(applier.run)
 
     def _names(self) -> list[str]:
         return [member.name for member in self.shared.clusters.members()]

@@ -194,7 +194,7 @@ class EtcdClient:
         """
         request = _request("POST", self._endpoints[self._at] + path, orjson.dumps(message), self._token)
         try:
-            response = await self._http.handle_async_request(request)
+            response = await self._open(request)
             try:
                 async for line in response.aiter_lines():
                     heard(orjson.loads(line))
@@ -313,13 +313,20 @@ class EtcdClient:
 
     async def _run(self, scope: anyio.CancelScope, request: httpx.Request) -> httpx.Response | None:
         with scope:
-            response = await self._http.handle_async_request(request)
+            response = await self._open(request)
             try:
                 await response.aread()
             finally:
                 await response.aclose()
             return response
         return None
+
+    async def _open(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and read the head of its answer."""
+        try:
+            return await self._http.handle_async_request(request)
+        except AttributeError as error:  # anyio's, on uvloop: the connection was reset as soon as it stood
+            raise httpx.ReadError("the connection was reset") from error
 
     def _forget(self, task: asyncio.Task[httpx.Response | None]) -> None:
         del self._under_way[task]

@@ -78,6 +78,7 @@ async def etcd(monkeypatch):
         (error("etcdserver: too many requests", 8, 429), False),
         (httpx.ReadError("reset"), True),
         (httpx.RemoteProtocolError("closed"), True),
+        (AttributeError("'NoneType' object has no attribute 'getpeername'"), True),
         (None, True),
         (error("etcdserver: request timed out", 14), True),
         (newer("etcdserver: request timed out, possibly due to previous leader failure", 14), True),
