@@ -31,6 +31,8 @@ from tests.live.replication.history import SLACK_S, Operation, Value
 ROWS_ADDED: Final = ("insert", "upsert")
 #: How many violations of one invariant are worth reading.
 _SHOWN: Final = 5
+#: How many of the writes to a register are.
+_TOLD: Final = 8
 
 
 class Violation(NamedTuple):
@@ -223,4 +225,5 @@ def _deadlines(history: Iterable[Operation]) -> Iterator[Violation]:
 
 def _story(writes: Iterable[Write]) -> str:
     """Writes for a person."""
-    return "; ".join(f"{write.value} by {write.op.brief}" for write in writes) or "never"
+    told = [f"{write.value} by {write.op.brief}" for write in writes]
+    return "; ".join([*(["..."] if len(told) > _TOLD else []), *told[-_TOLD:]]) or "never"

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, final
 
 from haclient.drill.faults import ToxicProxy
@@ -18,6 +20,7 @@ from tests.live.replication.fleet import LEASE_S, Cluster, Fleet, Log
 Hurt = Callable[[Fleet, random.Random], AbstractAsyncContextManager[None]]
 #: A Milvus that was stopped for longer than its own lease ends by itself, or hangs while it does, seconds.
 _REVIVAL_S: Final = 20.0
+_BLOCK: Final = 4_096
 _ANY_LOG: Final[tuple[Log, ...]] = ("sqlite", "etcd1", "etcd3")
 
 
@@ -229,13 +232,18 @@ async def kill_log(fleet: Fleet, rng: random.Random) -> AsyncIterator[None]:
 async def full_disk(fleet: Fleet, rng: random.Random) -> AsyncIterator[None]:
     """No room is left where the log is."""
     ballast = fleet.disk / "ballast"
-    free = os.statvfs(fleet.disk)
-    with contextlib.suppress(OSError), ballast.open("wb") as file:
-        for _ in range(free.f_bavail + 1):
-            file.write(bytes(free.f_frsize))
-            file.flush()
+    # What its journal has allocated already would be room for long.
+    with contextlib.closing(sqlite3.connect(fleet.disk / "mutations.db", timeout=10, check_same_thread=False)) as log:
+        await asyncio.to_thread(log.execute, "PRAGMA wal_checkpoint(TRUNCATE)")
+    _fill(ballast)
     yield
     ballast.unlink()
+
+
+def _fill(ballast: Path) -> None:
+    with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(_BLOCK))
 
 
 FAULTS: Final[dict[str, Fault]] = {

@@ -112,7 +112,7 @@ class Fleet:
 
     @property
     def call_timeout_s(self) -> float:
-        """Limit of the writers' calls, seconds."""
+        """Longest limit of the writers' calls, seconds."""
         return 10.0 if self.engine == "lite" else 20.0
 
     def config(self, *, direct: bool = False) -> dict[str, Any]:

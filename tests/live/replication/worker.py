@@ -15,6 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -33,9 +34,11 @@ from haclient.replication.token import seq_of
 from tests.live.replication import rows
 from tests.live.replication.history import Operation, Recorder, Value
 
-#: What says that the call was certainly not carried out, and will not be.
+#: What says that the call was not carried out and will not be, unless it was sent (then it may be repeated).
 FAILED: Final = (ConfigError, Unavailable, DeadlineExceeded, PoisonedCall, WriteRefused)
 LEVELS: Final = ("Session", "Session", "Strong", "Bounded", "Eventually")
+#: Limits of calls, seconds: some are too short for what happens.
+TIMEOUTS_S: Final = (0.5, 2.0, 20.0, 20.0, 20.0)
 #: Between two looks at whether this process was stopped, seconds.
 _TICK_S: Final = 0.1
 
@@ -53,7 +56,7 @@ class Order:
         seed: Of its choices.
         history: The file that it writes.
         config: What its client is configured with.
-        timeout_s: Limit of its calls.
+        timeout_s: Longest limit of its calls.
         pause_s: Mean time between two calls.
         definitions: Whether it creates and drops, too.
     """
@@ -80,7 +83,6 @@ class Worker:
         self._names = rows.Names(order.trial)
         self._versions = rows.versions(order.number)
         self._private = rows.private(order.number)
-        self._timeout_s = order.timeout_s
         self.stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -112,7 +114,7 @@ class Worker:
         made = {key: next(self._versions) for key in keys}
         data = [rows.row(version, id=key, tag=f"w{self._order.number}") for key, version in made.items()]
         sets = {f"own/{key}": version for key, version in made.items()}
-        await self._call(kind, method(self._names.own, data, timeout=self._timeout_s), sets=sets, of=self._names.own)
+        await self._call(kind, partial(method, self._names.own, data), sets=sets, of=self._names.own)
 
     async def _delete(self, keys: list[int]) -> None:
         await self._drop(self._names.own, keys, f"id in {keys}", (f"own/{key}" for key in keys))
@@ -146,7 +148,7 @@ class Worker:
         def acknowledged(op: Operation, answer: Mapping[str, Any]) -> None:
             op.keys = dict(zip(names, map(int, answer["ids"]), strict=True))
 
-        work = self._client.insert(self._names.auto, data, timeout=self._timeout_s)
+        work = partial(self._client.insert, self._names.auto, data)
         op = await self._call("insert", work, sets=dict.fromkeys(names, 1), of=self._names.auto, then=acknowledged)
         return [op.keys] if op.keys else []
 
@@ -170,7 +172,7 @@ class Worker:
                 await self._pause(20)
                 if self.stopped.is_set():
                     return
-                work = getattr(self._client, method)(**arguments, timeout=self._timeout_s)
+                work = partial(getattr(self._client, method), **arguments)
                 op = await self._call(method, work, sets={register: value})
                 if op.outcome != "ok":
                     break
@@ -194,7 +196,7 @@ class Worker:
 
     async def _drop(self, collection: str, keys: list[int], filter: str, registers: Iterable[str]) -> None:
         how = {"ids": keys} if self._random.random() < 0.5 else {"filter": filter}
-        work = self._client.delete(collection, timeout=self._timeout_s, **how)
+        work = partial(self._client.delete, collection, **how)
         await self._call("delete", work, sets=dict.fromkeys(registers), of=collection)
 
     async def _read(self, collection: str, keys: list[int], got: Callable[[Found], dict[str, Value]]) -> None:
@@ -202,14 +204,14 @@ class Worker:
             op.got = got(found)
 
         level = self._random.choice(LEVELS)
-        limits = {"consistency_level": level, "timeout": self._timeout_s}
-        work = self._client.query(collection, filter=f"id in {keys}", output_fields=["id", "version"], **limits)
+        wanted = {"filter": f"id in {keys}", "output_fields": ["id", "version"], "consistency_level": level}
+        work = partial(self._client.query, collection, **wanted)
         await self._call("read", work, level=level, then=answered)
 
     async def _call(
         self,
         kind: str,
-        work: Awaitable[Any],
+        work: Callable[..., Awaitable[Any]],
         *,
         sets: Mapping[str, Value] | None = None,
         level: str = "",
@@ -217,14 +219,16 @@ class Worker:
         then: Callable[[Operation, Any], None] | None = None,
     ) -> Operation:
         """Make one call and record it; a write to rows of a collection (``of``) gets its place in the log."""
-        with self._recorder.record(kind, self._timeout_s, sets=sets, level=level) as record:
+        timeout_s = min(self._order.timeout_s, self._random.choice(TIMEOUTS_S))
+        with self._recorder.record(kind, timeout_s, sets=sets, level=level) as record:
             op = record.operation
             try:
-                answer = await work
+                answer = await work(timeout=timeout_s)
             except WriteNotConfirmed as error:
                 op.seq, op.error = error.seq, repr(error)
             except FAILED as error:
-                op.outcome, op.error = "failed", repr(error)
+                sent = any(attempt.sent for attempt in getattr(error, "attempts", ()))
+                op.outcome, op.error = "unknown" if sent else "failed", repr(error)
             except Exception as error:
                 op.error = repr(error)
             else:
