@@ -95,7 +95,7 @@ class Core:
         self._quarantine = Quarantine(self._hedging, config.retry.quarantine_s, loop, bus)
         self._timeouts = _by_kind(config.timeouts)
         self._exchanges: set[asyncio.Task[None]] = set()
-        self.clusters = FleetClusters(self.fleet, self._hedging, self._answer, loop)
+        self.clusters = FleetClusters(self.fleet, self._hedging, loop)
         self.mirror: Mirror | None = None
         if config.replication.mode == "mirror":
             time = wall or loop.time

@@ -176,7 +176,6 @@ class FleetClusters:
     Args:
         fleet: Whose clusters.
         once: Makes one attempt at a call.
-        answer: Answers a read, with everything that the policies do for it.
         loop: Its time is the clock.
     """
 
@@ -184,12 +183,10 @@ class FleetClusters:
         self,
         fleet: Fleet,
         once: Callable[[Call], Awaitable[Attempt | None]],
-        answer: Callable[[Call], Awaitable[Reply]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._fleet = fleet
         self._once = once
-        self._answer = answer
         self._loop = loop
 
     def members(self) -> list[Member]:
@@ -239,13 +236,23 @@ class FleetClusters:
         return self._fleet.classify(method, reply, next(nodes).flavour)
 
     async def ask(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> bytes:
-        """Send a read to one cluster; see `Clusters.ask`."""
+        """Send a read to one cluster; see `Clusters.ask`.
+
+        Not through the policies: who asks knows whom to ask next, and must not use up the retries of the application.
+        """
         call = self._call(cluster, method, message, database, timeout_s)
-        call.idempotent, call.hedgeable = True, method.hedgeable
-        reply = await self._answer(call)
-        if not any(attempt.action is Action.OK for attempt in call.attempts):
-            raise CallError(_text(method, reply), call.attempts, code=call.attempts[-1].code)
-        return reply.message
+        call.idempotent = True
+        attempt = await self._once(call)
+        while attempt is not None and attempt.reply is None and self._fleet.untried(call):
+            attempt = await self._once(call)
+        if attempt is None:
+            raise Unavailable(f"{method.name}: no endpoint of cluster {cluster} is in rotation", call.attempts)
+        if attempt.reply is None:
+            raise Unavailable(f"{method.name}: cluster {cluster} did not answer: {attempt.reason}", call.attempts)
+        if attempt.action is Action.OK:
+            return attempt.reply.message
+        kind = CallError if attempt.action is Action.FAIL_FAST else Unavailable
+        raise kind(_text(method, attempt.reply), call.attempts, code=attempt.code)
 
     async def stamp(self, cluster: str, mutation: Mutation, reply: bytes, flavour: Flavour) -> int | None:
         """Find the cluster's own timestamp from which on a mutation is to be seen there; see `Stamp`."""

@@ -41,13 +41,7 @@ def clusters(*attempts: Attempt | None, nodes: tuple[Any, ...] = (node(),), untr
             call.attempts.append(attempt)
         return attempt
 
-    async def answer(call: Call) -> Reply:
-        attempt = await once(call)
-        assert attempt is not None
-        assert attempt.reply is not None
-        return attempt.reply
-
-    return FleetClusters(fleet, once, answer, asyncio.get_running_loop())  # type: ignore[arg-type]
+    return FleetClusters(fleet, once, asyncio.get_running_loop())  # type: ignore[arg-type]
 
 
 def answered(reply: Reply) -> Attempt:
@@ -133,6 +127,11 @@ async def test_a_read_that_is_refused_says_so_in_the_servers_words() -> None:
     with pytest.raises(CallError, match="collection not found") as caught:
         await clusters(said(100, "collection not found")).ask("a", UPSERT, b"", "db", 1.0)
     assert caught.value.code == 100
+    assert not isinstance(caught.value, Unavailable)
+    with pytest.raises(Unavailable, match="not ready"):
+        await clusters(said(1, "not ready")).ask("a", UPSERT, b"", "", 1.0)
+    with pytest.raises(Unavailable, match="did not answer"):
+        await clusters(failed(ConnectionLost("reset", sent=True))).ask("a", UPSERT, b"", "", 1.0)
 
 
 async def test_members() -> None:
