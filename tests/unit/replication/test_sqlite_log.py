@@ -279,6 +279,50 @@ async def test_entries_have_the_wall_time_of_their_writer(opened):
     assert [entry.at for entry in await log.read(0)] == [1000.0, 1000.0, 500.0]
 
 
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_of_this_process_wakes_at_once(opened, monkeypatch):
+    """Looking for those of others is for those of others."""
+    monkeypatch.setattr(sqlite, "_SOON_S", 3600.0)
+    log = await opened()
+    seen = await log.changed(0)
+    waiting = asyncio.ensure_future(log.changed(seen))
+    await log.bounds()  # by now it has looked, and waits
+    await log.append([mutation(1)])
+    async with asyncio.timeout(30):
+        assert await waiting > seen
+
+
+async def test_reads_do_not_wait_for_commits(opened):
+    """However long one takes."""
+    log, other = await opened(), await opened()
+    await log.append([mutation(1)])
+    with other._file.writing():
+        appending = asyncio.ensure_future(log.append([mutation(2)]))
+        await asyncio.sleep(0)
+        assert [entry.seq for entry in await log.read(0)] == [1]
+        assert not appending.done()
+    assert await appending == [2]
+
+
+async def test_a_read_sees_one_moment(opened, monkeypatch):
+    """A trim in the middle of it leaves no hole."""
+    log, other = await opened(), await opened()
+    await log.append([mutation(n) for n in range(1, 11)])
+    bounds = sqlite_store.Store.bounds
+
+    def then_trimmed(store):
+        found = bounds(store)
+        if store is log._reader:
+            other._transact([lambda store: store.trim(5)])
+        return found
+
+    monkeypatch.setattr(sqlite_store.Store, "bounds", then_trimmed)
+    assert [entry.seq for entry in await log.read(0)] == list(range(1, 11))
+    assert (await other.bounds()).first == 6
+
+
 # --- trimming -----------------------------------------------------------------------------------------------
 
 
