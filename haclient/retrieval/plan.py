@@ -106,7 +106,7 @@ class Plan:
         self._dense_leg = Leg(dense.name, self._limit, options.filter, search_params) if dense is not None else None
         self._sparse_leg = Leg(sparse.name, self._limit, options.filter) if sparse is not None else None
         self._heads: dict[str, tuple[bytes, ...]] = {}
-        self._facts: Facts | None = None
+        self._facts: dict[str, Facts] = {}
 
     def _refuse(self, collection: str) -> None:
         layout, options = self.layout, self.options
@@ -135,9 +135,10 @@ class Plan:
         message = self._join(heads, questions, timestamp)
         if timestamp > SPECIAL:
             return message, None
-        if self._facts is None:
-            self._facts = inspect(self.method, message, self.metadata)
-        return message, self._facts
+        facts = self._facts.get(level)
+        if facts is None:
+            facts = self._facts[level] = inspect(self.method, message, self.metadata)
+        return message, facts
 
     def _join(self, heads: tuple[bytes, ...], questions: Questions, timestamp: int) -> bytes:
         mode, count = self.options.mode, len(questions)

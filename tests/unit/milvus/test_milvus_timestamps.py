@@ -7,7 +7,19 @@ from pymilvus.grpc_gen import milvus_pb2
 
 from haclient.milvus.methods import named
 from haclient.milvus.requests import inspect
-from haclient.milvus.timestamps import BOUNDED, EVENTUALLY, SESSION, STRONG, Timestamps, zero_schema_timestamp
+from haclient.milvus.status import Flavour
+from haclient.milvus.timestamps import (
+    BOUNDED,
+    CUSTOMIZED,
+    EVENTUALLY,
+    SESSION,
+    STRONG,
+    TOKEN,
+    Timestamps,
+    covering,
+    effective_level,
+    zero_schema_timestamp,
+)
 
 OF_A, OF_B, UNKNOWN = 460_000_000_000_000_001, 460_000_000_000_000_002, 460_000_000_000_000_003
 CLASSES = {
@@ -214,3 +226,73 @@ def test_the_schema_timestamp_of_other_or_broken_requests_is_left():
     query = milvus_pb2.QueryRequest(guarantee_timestamp=OF_A).SerializeToString()
     assert zero_schema_timestamp(named("Query"), query) is query
     assert zero_schema_timestamp(named("Insert"), b"\x40\x05\xff") == b"\x40\x05\xff"
+
+
+# What is mirrored.
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+@pytest.mark.parametrize("clusters", [1, 2])
+@pytest.mark.parametrize("level", [STRONG, SESSION, CUSTOMIZED])
+@pytest.mark.parametrize("iterator", [False, True])
+def test_a_token_never_reaches_a_server(name, clusters, level, iterator):
+    whole = request(name, TOKEN | 5, level)
+    if iterator and name == "Query":
+        whole.query_params.add(key="iterator", value="True")
+    if name == "HybridSearch":
+        whole.requests.append(request("Search", TOKEN | 5, level))
+    _, read, _ = sent(known(), name, whole, "a", clusters=clusters)
+    assert (read.guarantee_timestamp, read.consistency_level) == (0, STRONG)
+    assert all((one.guarantee_timestamp, one.consistency_level) == (0, STRONG) for one in getattr(read, "requests", []))
+    _, read, _ = sent(known(), name, whole, "a", clusters=clusters, applied=OF_A)
+    assert (read.guarantee_timestamp, read.consistency_level) == (OF_A, SESSION)
+    assert all(one.guarantee_timestamp == OF_A for one in getattr(read, "requests", []))
+
+
+@pytest.mark.parametrize("level", [BOUNDED, EVENTUALLY])
+def test_a_token_that_the_level_ignores_costs_nothing(level):
+    _, read, _ = sent(known(), "Query", request("Query", TOKEN | 5, level), "a", clusters=1)
+    assert read == request("Query", 1, level)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_what_a_session_must_see_it_sees_without_a_timestamp_of_its_own(name):
+    _, read, _ = sent(known(), name, request(name, 1, SESSION), "a", applied=OF_A, required=True)
+    assert read == request(name, OF_A, SESSION)
+    _, read, _ = sent(known(), name, request(name, 1, SESSION), "a", required=True)
+    assert read == request(name, 0, STRONG)
+    for level in (BOUNDED, EVENTUALLY):
+        out, _, raw = sent(known(), name, request(name, 1, level), "a", applied=OF_A, required=True)
+        assert out is raw
+
+
+@pytest.mark.parametrize(
+    ("sent_as", "default_level", "level"),
+    [
+        ((0, STRONG, False), None, STRONG),
+        ((1, STRONG, False), None, EVENTUALLY),
+        ((2, STRONG, False), None, BOUNDED),
+        ((OF_A, STRONG, False), None, CUSTOMIZED),
+        ((OF_A, SESSION, False), None, SESSION),
+        ((OF_A, BOUNDED, False), STRONG, BOUNDED),
+        ((1, STRONG, True), BOUNDED, BOUNDED),
+        ((OF_A, STRONG, True), None, None),
+    ],
+)
+def test_the_level_by_which_a_server_answers(sent_as, default_level, level):
+    assert effective_level(*sent_as, default_level) == level
+
+
+@pytest.mark.parametrize("name", ["Insert", "Upsert", "Delete"])
+def test_the_timestamp_that_covers_a_write(name):
+    """2.3.5 answers a delete without one."""
+    told = milvus_pb2.MutationResult(timestamp=OF_A).SerializeToString()
+    untold = milvus_pb2.MutationResult(delete_cnt=1).SerializeToString()
+    assert covering(named(name), told, Flavour.REAL) == OF_A
+    assert covering(named(name), untold, Flavour.REAL) is None
+    assert covering(named(name), b"\xff", Flavour.REAL) is None
+    assert covering(named(name), untold, Flavour.LITE) == 0
+
+
+def test_what_changes_no_rows_needs_no_timestamp():
+    assert covering(named("LoadCollection"), b"", Flavour.REAL) == 0

@@ -1,5 +1,7 @@
 """One client, many servers, a number for each."""
 
+import gc
+
 import pytest
 from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
@@ -61,3 +63,18 @@ def test_the_ones_not_heard_of_for_longest_are_forgotten(monkeypatch):
     assert sessions.of(first) is not None
     fourth = str(introduced(sessions, A, 4))
     assert [sessions.of(one) is not None for one in (first, second, third, fourth)] == [True, False, True, True]
+
+
+class Connection:
+    """Stands for one of the wire's."""
+
+
+def test_what_a_client_has_written_and_seen_ends_with_its_connection():
+    sessions = Sessions()
+    one, other = Connection(), Connection()
+    past = sessions.past(one)
+    assert sessions.past(one) is past
+    assert sessions.past(other) is not past
+    del one
+    gc.collect()
+    assert len(sessions._pasts) == 1

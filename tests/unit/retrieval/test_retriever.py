@@ -21,6 +21,7 @@ from haclient.errors import (
 )
 from haclient.events import Degraded, Retrieved
 from haclient.milvus.requests import inspect
+from haclient.milvus.timestamps import EVENTUALLY, STRONG
 from haclient.retrieval import RRF, AnswerCache, Freshness, Relax, Retriever, Rung, Weighted
 from haclient.retrieval.embed.embedder import Fingerprint
 from tests.unit.retrieval.fake_host import (
@@ -198,6 +199,23 @@ async def test_the_facts_handed_to_the_core_are_those_it_would_find():
     await retriever.retrieve("what else?")
     assert len(given) == 2
     assert all(facts == found for facts, found in given)
+
+
+async def test_the_facts_are_those_of_the_level_that_is_asked_for_in_the_end():
+    """By them the core chooses who may answer."""
+    retriever, client = made(unavailable(), consistency="Strong", relax=Relax(after_s=0.5))
+    levels = []
+    answer = client.host.answer
+
+    async def spy(method, message, metadata=(), timeout_s=None, facts=None):
+        if method.name == "Search":
+            levels.append((facts or inspect(method, message, metadata)).consistency_level)
+        return await answer(method, message, metadata, timeout_s, facts)
+
+    client.host.answer = spy
+    with pytest.raises(Unavailable):
+        await retriever.retrieve("what?")
+    assert levels == [STRONG, EVENTUALLY]
 
 
 # What does not fit.
