@@ -21,6 +21,7 @@ DEFAULT_PARTITION: Final = "_default"
 #: The database that every server has; its other name is "".
 DEFAULT_DATABASE: Final = "default"
 #: What DescribeIndex says of the state of an index, not of what it is to be.
+_WITHOUT_PARAMETERS: Final = frozenset(("FLAT", "AUTOINDEX"))
 _DERIVED: Final = frozenset(("index_state", "pending_index_rows"))
 
 
@@ -177,6 +178,19 @@ def read_indexes(reply: bytes) -> list[Index]:
         )
         for one in told
     ]
+
+
+def untold(index: Index) -> Index:
+    """Return the index to make in place of one of milvus-lite, which does not tell the parameters that its kind needs.
+
+    The same one comes back if it needs none. A vector gets the server's own choice, for the same metric.
+    """
+    params = dict(index.params)
+    if params.get("metric_type") == "NONE":  # of a scalar field
+        return Index(index.name, index.field, tuple(one for one in index.params if one[0] != "metric_type"))
+    if params.get("index_type") in _WITHOUT_PARAMETERS:
+        return index
+    return Index(index.name, index.field, tuple(sorted((params | {"index_type": "AUTOINDEX"}).items())))
 
 
 def create_index(collection: str, index: Index, database: str) -> Request:

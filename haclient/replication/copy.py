@@ -24,6 +24,7 @@ from haclient.milvus.mutations import delete_keys
 from haclient.milvus.pages import Page, rows_message
 from haclient.milvus.schema import describe_index
 from haclient.milvus.shape import Shape, read_shape
+from haclient.milvus.status import Flavour
 from haclient.replication.log import Stream
 from haclient.replication.site import Site, SiteFailed, ahead
 
@@ -92,6 +93,7 @@ class Copier:
         place: How far it is.
         save: Writes the place down.
         copied: Told of each page: rows and bytes.
+        note: Told what could not be copied as it is.
         in_place: Keep a collection that is there, and write only what differs.
     """
 
@@ -103,6 +105,7 @@ class Copier:
         place: Place,
         save: Callable[[], Awaitable[None]],
         copied: Callable[[int, int], None],
+        note: Callable[[str], None],
         *,
         in_place: bool,
     ) -> None:
@@ -112,6 +115,7 @@ class Copier:
         self._place = place
         self._save = save
         self._copied = copied
+        self._note = note
         self._in_place = in_place
 
     async def run(self) -> None:
@@ -191,7 +195,11 @@ class Copier:
         there = await _indexes(self._target, shape)
         for index in await _indexes(self._donor, shape):
             if index.field not in {one.field for one in there}:
-                change = structure.create_index(self._collection, index, self._database)
+                wanted = index if self._donor.member.flavour is not Flavour.LITE else structure.untold(index)
+                if "AUTOINDEX" in dict(wanted.params).values() and wanted != index:
+                    text = f"{self._collection}.{index.field}: AUTOINDEX in place of {dict(index.params)['index_type']}"
+                    self._note(f"{text}, since milvus-lite does not tell the parameters of an index")
+                change = structure.create_index(self._collection, wanted, self._database)
                 await self._target.change(change, self._database)
 
     # Its rows.

@@ -301,7 +301,8 @@ class _Reseeding:
             self._tell()
 
         await save()
-        copier = Copier(self._donor, self._target, stream, place, save, copied, in_place=self._in_place)
+        note = self._advance.notes.append
+        copier = Copier(self._donor, self._target, stream, place, save, copied, note, in_place=self._in_place)
         try:
             await copier.run()
         except SiteFailed:
@@ -363,7 +364,9 @@ class _Reseeding:
             for alias in sorted(aliases):
                 if aliases[alias] != others.get(alias) and (database, aliases[alias]) in self._places:
                     await self._target.change(structure.create_alias(aliases[alias], alias, database), database)
-        self._advance.notes = await copy_access(self._donor, self._target)
+        for note in await copy_access(self._donor, self._target):
+            if note not in self._advance.notes:
+                self._advance.notes.append(note)
 
     # The end.
 

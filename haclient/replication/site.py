@@ -31,6 +31,8 @@ _PATIENCE_S: Final = 60.0
 _DDL_FACTOR: Final = 12
 #: A request that has cost the connection this often is taken for what kills the server.
 _MOST_DEATHS: Final = 3
+#: A request answered this often by an error that says neither "later" nor "never" is refused.
+_MOST_TRIES: Final = 6
 #: Rows of a first page; later ones have as many as the bytes wanted allow.
 _FIRST_ROWS: Final = 256
 #: Time between two looks whether a collection is loaded, seconds.
@@ -209,7 +211,7 @@ class Site:
         Raises:
             SiteFailed: The cluster refuses it, dies of it, or has given no good answer for too long.
         """
-        backoff, until, deaths = Backoff(self._rng), self._loop.time() + _PATIENCE_S, 0
+        backoff, until, deaths, tries = Backoff(self._rng), self._loop.time() + _PATIENCE_S, 0, 0
         timeout_s = self._settings.apply_timeout_s
         if request.method.name not in ("Insert", "Upsert", "Delete"):
             timeout_s *= _DDL_FACTOR
@@ -218,7 +220,8 @@ class Site:
             delivery = await self._clusters.deliver(self.name, request.method, request.message, database, timeout_s)
             if delivery.outcome is Outcome.DONE:
                 return
-            if delivery.outcome is Outcome.REFUSED:
+            tries += delivery.outcome is Outcome.LATER and delivery.sent and not delivery.blocked
+            if delivery.outcome is Outcome.REFUSED or tries >= _MOST_TRIES:
                 if ddl.already(request.method.name, delivery.code, delivery.reason, self.member.flavour):
                     return
                 raise SiteFailed(f"cluster {self.name} refuses {request.method.name}: {delivery.reason}")

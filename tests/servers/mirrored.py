@@ -139,12 +139,17 @@ async def create(client: AsyncMilvusClient, name: str, *, text_keys: bool = Fals
     schema.add_field("numbers", DataType.ARRAY, element_type=DataType.INT32, max_capacity=8)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
     await client.create_collection(name, schema=schema)
+    await index(client, name)
+    await client.load_collection(name)
+
+
+async def index(client: AsyncMilvusClient, name: str) -> None:
+    """An index of the field ``vector``."""
     # pymilvus' own method asks for a timestamp afterwards, which milvus-lite has none of.
     params = (("M", "8"), ("efConstruction", "64"), ("index_type", "HNSW"), ("metric_type", "COSINE"))
-    index = structure.create_index(name, structure.Index("vector", "vector", params), "")
-    reply = await client.host.request(index.method, index.message, (), None)
+    request = structure.create_index(name, structure.Index("vector", "vector", params), "")
+    reply = await client.host.request(request.method, request.message, (), None)
     assert (reply.code, reply.message) == (0, b"")
-    await client.load_collection(name)
 
 
 async def fill(client: AsyncMilvusClient, name: str, keys: Sequence[int | str], version: int = 0, **to: Any) -> None:
