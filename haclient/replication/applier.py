@@ -37,7 +37,6 @@ class Applier:
         self._shared = shared
         self._cluster = cluster
         self._backoff = Backoff(shared.rng)
-        self._ending = False
 
     def wake(self) -> None:
         """Look again: the log has changed."""
@@ -46,14 +45,12 @@ class Applier:
 
     async def finish(self) -> None:
         """Let what is under way end, before the task of `run` is cancelled."""
-        self._ending = True
         if self.term is not None:
             await self.term.finish(_GRACE_S)
 
     async def run(self) -> None:
         """Stand for office for as long as the process lives."""
-        # A task group forgets a cancellation that comes together with a failure, so being cancelled is not enough.
-        while not self._ending:
+        while True:
             try:
                 lease = await self._campaign()
                 await self._office(lease)

@@ -117,9 +117,13 @@ class Replicator:
     async def aclose(self) -> None:
         """Finish what is under way, hand the leases over and close the log."""
         await asyncio.gather(*(applier.finish() for applier in self._appliers.values()))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = self._tasks
+        while left:
+            # Again if need be: a task group forgets a cancellation that comes together with a failure.
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=2 * self.shared.settings.lease_s)
+            left = [task for task in left if not task.done()]
         try:
             await lasting(self._keys.aclose(), self.shared.settings.lease_s)
         except LogError as error:
