@@ -102,6 +102,15 @@ async def _revived(fleet: Fleet, server: Cluster) -> None:
     await fleet.start(server)
 
 
+@asynccontextmanager
+async def empty_server(fleet: Fleet, rng: random.Random) -> AsyncIterator[None]:
+    """A cluster comes back with an empty disk, and is copied from another one while writes go on."""
+    server = rng.choice(fleet.servers)
+    await fleet.empty(server)
+    yield
+    await fleet.command("reseed", server.name, "--yes")
+
+
 # --- those who write and apply ----------------------------------------------------------------------------------------
 
 
@@ -252,6 +261,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "kill-every-server": Fault(kill_every_server),
     "kill-servers-in-turn": Fault(kill_servers_in_turn),
     "stop-server": Fault(stop_server),
+    "empty-server": Fault(empty_server),
     "kill-writer": Fault(kill_writer),
     "kill-proxy": Fault(kill_proxy),
     "stop-writer": Fault(stop_writer),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -34,13 +35,14 @@ from tests.servers.etcd import EtcdCluster, EtcdServer
 from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.proxy import ProxyServer
 
-Engine = Literal["lite", "milvus", "mixed"]
+Engine = Literal["lite", "three", "milvus", "mixed"]
 Log = Literal["sqlite", "etcd1", "etcd3"]
 Cluster = LiteServer | StandaloneServer
 
 #: Servers of each engine.
 ENGINES: Final[dict[Engine, tuple[type[Cluster], ...]]] = {
     "lite": (LiteServer, LiteServer),
+    "three": (LiteServer, LiteServer, LiteServer),
     "milvus": (StandaloneServer, StandaloneServer),
     "mixed": (StandaloneServer, LiteServer, LiteServer),
 }
@@ -113,7 +115,7 @@ class Fleet:
     @property
     def call_timeout_s(self) -> float:
         """Longest limit of the writers' calls, seconds."""
-        return 10.0 if self.engine == "lite" else 20.0
+        return 10.0 if self.engine in ("lite", "three") else 20.0
 
     def config(self, *, direct: bool = False) -> dict[str, Any]:
         """What a client is configured with; ``direct`` goes past the links."""
@@ -157,14 +159,19 @@ class Fleet:
             await asyncio.gather(*map(stack.enter_async_context, self.servers))
             for server in self.servers:
                 self.links[server.name] = await stack.enter_async_context(ToxicProxy(server.port))
-            settings = Config.load(None, self.config(direct=True)).replication
-            self._log = open_log(settings, time.time)
-            await self._log.open()
-            stack.push_async_callback(self._log.aclose)
+            await self._open_log()
+            stack.push_async_callback(self._close_log)
             self.proxies = [ProxyServer(self.folder / name, self.config(), name=name) for name in ("proxy0", "proxy1")]
             await asyncio.gather(*map(stack.enter_async_context, self.proxies))
             self._stack = stack.pop_all()
         return self
+
+    async def _open_log(self) -> None:
+        self._log = open_log(Config.load(None, self.config(direct=True)).replication, time.time)
+        await self._log.open()
+
+    async def _close_log(self) -> None:
+        await self.log.aclose()
 
     async def __aexit__(self, *exc: object) -> None:
         try:
@@ -177,6 +184,48 @@ class Fleet:
         await server.start()
         if isinstance(server, LiteServer):
             await asyncio.to_thread(load_all, server.uri)
+
+    async def empty(self, server: Cluster) -> None:
+        """Take a cluster's data from it."""
+        await server.kill()
+        await asyncio.to_thread(shutil.rmtree, server.folder / "data")
+        await server.start()
+
+    async def lose_log(self) -> None:
+        """Take the log's disk away, and begin a new one; nobody but this has it open."""
+        await self.log.aclose()
+        if self.etcd is None:
+            for file in self.disk.glob("mutations.db*"):
+                file.unlink()
+        else:
+            for member in self.etcd.members:
+                await member.kill()
+                await asyncio.to_thread(shutil.rmtree, member.folder / "data")
+            for member in self.etcd.members:
+                member.launch()
+            await asyncio.gather(*(member.wait_ready() for member in self.etcd.members))
+        await self._open_log()
+
+    async def command(self, *arguments: str) -> str:
+        """Run ``haclient``; return what it prints.
+
+        Raises:
+            RuntimeError: It failed.
+        """
+        program = [sys.executable, "-P", "-c", "from haclient.cli import main; main()"]
+        config = ["--config", str(self.proxies[0].folder / f"{self.proxies[0].name}.toml")]
+        process = await asyncio.create_subprocess_exec(
+            *program, *arguments, *config, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        try:
+            output, _ = await process.communicate()
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode:
+            raise RuntimeError(f"haclient {' '.join(arguments)} ended with {process.returncode}: {output.decode()}")
+        return output.decode()
 
     # Those who write.
 

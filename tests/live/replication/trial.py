@@ -67,7 +67,7 @@ async def trial(fleet: Fleet, fault: str, seed: int, *, load_s: float = 8.0) -> 
     number = len(list(fleet.folder.glob("trial*")))
     names, folder = Names(f"t{number}"), fleet.folder / f"trial{number}"
     folder.mkdir()
-    await _through_fleet(fleet, rows.create, names)
+    await through_fleet(fleet, rows.create, names)
     watch = asyncio.create_task(_epochs(fleet, result))
     try:
         await _load(fleet, fault, random.Random(f"{fault} {seed}"), names.trial, folder, load_s)
@@ -82,11 +82,11 @@ async def trial(fleet: Fleet, fault: str, seed: int, *, load_s: float = 8.0) -> 
     for op in history:
         result.outcomes["read" if op.level and op.outcome == "ok" else op.outcome] += 1
     result.violations |= judge(history, await fleet.contents(names), bounded_s=BOUNDED_S)
-    await _through_fleet(fleet, rows.drop, names)
+    await through_fleet(fleet, rows.drop, names)
     return result
 
 
-async def _through_fleet(fleet: Fleet, work: Callable[[MilvusClient, Names], None], names: Names) -> None:
+async def through_fleet(fleet: Fleet, work: Callable[[MilvusClient, Names], None], names: Names) -> None:
     """Do something with a client of its own, in a thread: pymilvus' async one makes no index on milvus-lite."""
 
     def do() -> None:
