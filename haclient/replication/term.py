@@ -17,6 +17,7 @@ from haclient.milvus import messages
 from haclient.replication.applying import Applying
 from haclient.replication.clusters import Member
 from haclient.replication.decisions import decisions
+from haclient.replication.loads import restore
 from haclient.replication.log import Lease
 from haclient.replication.loss import LossCheck
 from haclient.replication.position import POSITION, Position, Standing
@@ -294,12 +295,21 @@ class Term:
         while True:
             if not self._trouble and self.holds():
                 if not self._whole:
-                    self._whole = await self._loss.look(self.position)
+                    self._whole = await self._loss.look(self.position) and await self._load()
                     if self._loss.convinced:
                         raise NeedsReseed(self._loss.reason)
                 elif await self._watermark.write(self.position, self._shared.progress.head):
                     self._dirty.set()
             await asyncio.sleep(self._shared.settings.watermark_s)
+
+    async def _load(self) -> bool:
+        """Have the cluster load again what it has forgotten to."""
+        try:
+            await restore(self._shared.log, self._shared.clusters, self._cluster)
+        except LogUnavailable as error:
+            self._shared.complain(error)
+            return False
+        return True
 
     async def _write(self) -> None:
         async with self._writing:

@@ -30,6 +30,8 @@ from haclient.replication.past import Past
 from haclient.replication.shared import Shared
 from haclient.replication.token import token
 
+#: What is noted of a collection after these.
+_LOADS: Final = {"LoadCollection": True, "ReleaseCollection": False}
 #: Milvus' code for a parameter that is wrong.
 _INVALID: Final = 1100
 #: Time that a page of a filter that is resolved to keys may take, seconds.
@@ -211,6 +213,8 @@ class Writer:
                 await self._catalog.adopt(stream)
             elif method.name == "DropCollection":
                 await self._catalog.drop(stream)
+            elif method.name in _LOADS and await self._catalog.is_mirrored(stream):
+                await self._catalog.adopt(stream, loaded=_LOADS[method.name])
         # A schema that no cluster has cannot be written to, so there is nothing to gain by not waiting for one.
         await self._commit.acknowledged(replace(call, ack="one") if call.ack == "log" else call, stream, seq)
         return Reply(b"" if method.status == STATUS_IS else b"\n\x00")
