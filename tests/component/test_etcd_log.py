@@ -113,7 +113,10 @@ async def soon(condition, timeout_s=30.0):
 # --- large and many -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, KIB, 900 * KIB, layout.CHUNK, layout.CHUNK + 1, 5 * MIB, 40 * MIB])
+@pytest.mark.parametrize(
+    "size",
+    [0, KIB, 900 * KIB, layout.CHUNK, layout.CHUNK + 1, 5 * MIB, pytest.param(40 * MIB, marks=pytest.mark.slow)],
+)
 async def test_an_entry_of_any_size(log, size):
     """It is read as it was written, between its neighbours, and is in the log once."""
     before, one, after = mutation(), mutation(size=size), mutation()
@@ -197,14 +200,21 @@ async def test_a_lost_answer_is_found_out(behind, server):
     one = mutation()
     proxy.one_way("down")
     appending = asyncio.create_task(log.append([one]))
-    await soon(lambda: _has(server, "data/record/00000000000000000002"))
+    await lost(log, server, "data/record/00000000000000000002")
     await proxy.heal()
     assert await appending == [2]
     assert [entry.mutation.operation for entry in await log.read(1)] == [one.operation]
 
 
-async def _has(server, key):
-    return key in await stored(server)
+async def lost(log, server, key):
+    """Wait until a request has set a key and was given up since its answer did not come."""
+    await soon(lambda: _has_part(server, key))
+    attempts = set(log._client._under_way)
+    await soon(lambda: _ended(log, attempts))
+
+
+async def _ended(log, attempts):
+    return attempts.isdisjoint(log._client._under_way)
 
 
 @pytest.mark.usefixtures("patience")
@@ -247,7 +257,7 @@ async def test_a_fact_whose_answer_is_lost(behind, server):
         name = "x" if expect else "y"
         proxy.one_way("down")
         putting = asyncio.create_task(log.put({name: b"1"}, expect=expect))
-        await soon(lambda name=name: _has(server, f"state/fact/{name}"))
+        await lost(log, server, f"state/fact/{name}")
         await proxy.heal()
         if outcome:
             assert await putting
@@ -257,12 +267,20 @@ async def test_a_fact_whose_answer_is_lost(behind, server):
             assert caught.value.sent
 
 
-async def test_a_lease_whose_answer_is_lost(behind, server):
+async def test_a_lease_whose_answer_is_lost(behind, server, monkeypatch):
     """Its taker finds that it has it."""
     log, proxy = behind
-    proxy.one_way("down")
+    call = log._client.call
+
+    async def granting(path, *args, **options):
+        reply = await call(path, *args, **options)
+        if path == "/v3/lease/grant":
+            proxy.one_way("down")
+        return reply
+
+    monkeypatch.setattr(log._client, "call", granting)
     taking = asyncio.create_task(log.acquire("x", "a", 60))
-    await asyncio.wait([taking], timeout=0.05)
+    await lost(log, server, "state/lease/x")
     await proxy.heal()
     lease = await taking
     assert lease is not None
@@ -496,6 +514,18 @@ async def test_a_trim_that_stopped_half_way_is_ended_by_the_next(server, log, mo
 
 async def _nothing():
     pass
+
+
+async def test_a_trim_does_not_undo_another(server, log):
+    """Of those that trim at once, the one that removes most stays."""
+    await log.append([mutation() for _ in range(60)])
+    async with opened(f"etcd://{server.address}") as other:
+        for through in range(3, 60, 3):
+            await asyncio.gather(
+                *(one.trim(to) for one, to in ((log, through), (other, through - 2), (log, through - 1)))
+            )
+            assert (await log.bounds()).first == through + 1
+    assert (await log.bounds()).size == 30
 
 
 async def test_history_is_compacted(server, log):
@@ -794,7 +824,7 @@ def pki(tmp_path):
     return EtcdTLS(tmp_path / "ca.pem", *files["server"]), files["client"]
 
 
-async def test_tls(tmp_path, pki, patience):
+async def test_tls(tmp_path, pki, monkeypatch):
     """Both sides show certificates; whoever has none, or trusts another authority, is told so."""
     tls, (cert, key) = pki
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
@@ -809,6 +839,7 @@ async def test_tls(tmp_path, pki, patience):
         with pytest.raises(ConfigError, match="etcd_ca_file is of the authority"):
             async with opened(address, **{**ours, "etcd_ca_file": str(tmp_path / "other.pem")}):
                 pass
+        monkeypatch.setattr(client, "_PATIENCE_S", 1.0)
         with pytest.raises(LogUnavailable, match="if it speaks TLS, set etcd_ca_file"):
             async with opened(address):
                 pass

@@ -12,9 +12,11 @@ task's cancellation cuts through, and then its pool keeps the connection for eve
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import re
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn, final
 
@@ -204,10 +206,14 @@ class EtcdClient:
             pass
 
     async def quota(self) -> int:
-        """Return how large etcd lets its database become, bytes."""
-        response = await self._exchange(_request("GET", self._endpoints[self._at] + "/metrics", b"", ""), _LOOK_S)
+        """Return how large etcd lets its database become, bytes: its default if it does not say."""
+        try:
+            response = await self._exchange(_request("GET", self._endpoints[self._at] + "/metrics", b"", ""), _LOOK_S)
+        except (_EndpointFailed, _Refused):
+            return _DEFAULT_QUOTA
         found = re.search(rb"^etcd_server_quota_backend_bytes (\S+)$", response.content, re.MULTILINE)
-        return int(float(found[1])) if found else _DEFAULT_QUOTA
+        quota = int(float(found[1])) if found else _DEFAULT_QUOTA
+        return quota if quota >= 0 else sys.maxsize
 
     async def aclose(self) -> None:
         """Give up every request and close the connections."""
@@ -345,7 +351,13 @@ def _tls(settings: Replication) -> ssl.SSLContext | bool:
 
 def _request(method: str, url: str, content: bytes, token: str) -> httpx.Request:
     headers = {"authorization": token} if token else {}
-    return httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": {"connect": _CONNECT_S}})
+    limits = {"timeout": {"connect": _CONNECT_S}}
+    return httpx.Request(method, _url(url), headers=headers, content=content, extensions=limits)
+
+
+@functools.lru_cache(maxsize=64)
+def _url(url: str) -> httpx.URL:
+    return httpx.URL(url)  # takes longer to read than to use
 
 
 def _advised(problem: str) -> str:

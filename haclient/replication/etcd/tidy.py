@@ -72,20 +72,18 @@ class Tidy:
 
     async def trim(self, through: int) -> None:
         """See `haclient.replication.log.MutationLog.trim`."""
-        while True:
-            tail, _ = await self._ends.look()
-            through = min(through, tail.end.seq)
-            if through <= self._ends.removed.seq:
-                return await self._sweep()
-            reads = self._keys.records_after(through - 1, 1), get(self._keys.removed)
-            records, (removed,) = (await self._log.read(*reads)).found
+        keys = self._keys
+        tail, _ = await self._ends.look()
+        through = min(through, tail.end.seq)
+        while through > self._ends.removed.seq:
+            _, (records, (removed,)) = await self._ends.look(keys.records_after(through - 1, 1), get(keys.removed))
             if not records:
                 raise LogCorrupt(f"the log {self._log.client.name} has no entry {through}")
             end = End(through, Record.decode(records[0].value).bytes_through(through))
-            # If somebody else was first, the next round sees it.
-            await self._log.do(
-                [unchanged(self._keys.removed, removed.revision)], [put(self._keys.removed, end.encode())]
-            )
+            if through > self._ends.removed.seq:  # else somebody was first; the transaction sees who comes in between
+                await self._log.do([unchanged(keys.removed, removed.revision)], [put(keys.removed, end.encode())])
+                await self._ends.look()
+        await self._sweep()
 
     async def _sweep(self) -> None:
         """Remove the chunks of removed entries, and after a while all that is left of them."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import httpx
 import pytest
@@ -237,3 +238,20 @@ async def test_closing_ends_what_is_under_way(etcd):
         with pytest.raises(LogUnavailable, match="was closed") as caught:
             await task
         assert caught.value.sent is sent
+
+
+@pytest.mark.parametrize(
+    ("answer", "quota"),
+    [
+        (httpx.Response(200, text="# TYPE x gauge\netcd_server_quota_backend_bytes 8.589934592e+09\n"), 8 << 30),
+        (httpx.Response(200, text="etcd_server_quota_backend_bytes -1\n"), sys.maxsize),
+        (httpx.Response(200, text="another 1\n"), 2 << 30),
+        (httpx.Response(404), 2 << 30),
+        (httpx.ReadError("reset"), 2 << 30),
+    ],
+    ids=["set", "none", "unknown", "hidden", "lost"],
+)
+async def test_how_large_etcd_may_become(etcd, answer, quota):
+    """It is its default if nothing better is known."""
+    etcd.says(A, answer)
+    assert await etcd.client.quota() == quota
