@@ -300,7 +300,8 @@ async def test_reads_do_not_wait_for_commits(opened):
     await log.append([mutation(1)])
     with other._file.writing():
         appending = asyncio.ensure_future(log.append([mutation(2)]))
-        await asyncio.sleep(0)
+        for _ in range(3):  # until its thread has it
+            await asyncio.sleep(0)
         assert [entry.seq for entry in await log.read(0)] == [1]
         assert not appending.done()
     assert await appending == [2]
@@ -417,6 +418,21 @@ async def test_a_full_disk(opened):
     assert [entry.seq for entry in await log.read(0)] == [1]
     connection.execute("PRAGMA max_page_count = 1000000")
     assert await log.append([mutation(2, bytes(MIB)), mutation(1)]) == [2, 1]
+
+
+async def test_a_disk_that_is_nearly_full(opened, monkeypatch):
+    """Appends leave room for what makes room: positions, leases, trims."""
+    log = await opened()
+    await log.append([mutation(1), mutation(2)])
+    monkeypatch.setattr(sqlite_file, "_SPARE_BYTES", 1 << 60)
+    refused, done = await asyncio.gather(log.append([mutation(3)]), log.put({"x": b"1"}), return_exceptions=True)
+    assert isinstance(refused, LogUnavailable)
+    assert not refused.sent
+    assert "its disk is nearly full" in str(refused)
+    assert done is True
+    assert await log.append([mutation(2)]) == [2], "it is there already"
+    await log.trim(1)
+    assert await log.bounds() == Bounds(2, 2, len(b"rows"))
 
 
 @pytest.mark.parametrize(
