@@ -296,13 +296,14 @@ class Core:
             call.pin = self.fleet.owner(facts.guarantee_timestamp)
         if self.reader is not None:
             self.reader.enter(call, past)
-        elif self._kept:
+        elif self._kept.tokens:
             call.metadata = self._kept.add(call.database, call.collection, metadata)
         if facts.pinned and call.pin is None:
             call.pin = self.fleet.homes.of(call, facts.collection_id)
-        if self.reader is not None and method.kind is Kind.READ:
-            call.plan = self.reader.plan(call, facts)
-        if self.mirror is None and routes_as_write(method.kind) and not self.fleet.single_cluster():
+        if method.kind is Kind.READ:
+            if self.reader is not None:
+                call.plan = self.reader.plan(call, facts)
+        elif self.mirror is None and routes_as_write(method.kind) and not self.fleet.single_cluster():
             raise _refused(call, self.fleet)
         return call
 
@@ -440,7 +441,7 @@ class Exchange:
         """Make the first try, or go through all layers if somebody is suspected of killing servers."""
         core = self._core
         core._budget.deposit(self._start)
-        if not core._read(self.call):
+        if core.mirror is not None and not core._read(self.call):
             self._go_on(lambda: core._mirrored(self.call))
         elif core._quarantine.idle and (self.call.plan is None or self.call.plan.quick(self.call)):
             race = core._hedging.begin(self.call, self._tried)

@@ -130,26 +130,27 @@ class Past:
 
 @final
 class Kept:
-    """Tokens of a client whose servers are haclient proxies: it hands the newest on, so that it may ask any of them."""
+    """Tokens of a client whose servers are haclient proxies: it hands the newest on, so that it may ask any of them.
 
-    __slots__ = ("_tokens",)
+    Attributes:
+        tokens: By database and collection.
+    """
+
+    __slots__ = ("tokens",)
 
     def __init__(self) -> None:
-        self._tokens: OrderedDict[Stream, str] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._tokens)
+        self.tokens: OrderedDict[Stream, str] = OrderedDict()
 
     def keep(self, database: str, collection: str, trailers: Metadata) -> None:
         """Take the token of a reply, if there is one."""
         for name, value in trailers:
             if name == SESSION:
                 for place in {(database, collection), (database, "")}:
-                    _put(self._tokens, place, joined(self._tokens.get(place, ""), value))
+                    _put(self.tokens, place, joined(self.tokens.get(place, ""), value))
 
     def add(self, database: str, collection: str, metadata: Metadata) -> Metadata:
         """Add the token of a collection to a request's metadata, unless it has one."""
-        token = self._tokens.get((database, collection))
+        token = self.tokens.get((database, collection))
         if token is None or any(name == SESSION for name, _ in metadata):
             return metadata
         return (*metadata, (SESSION, token))

@@ -91,9 +91,9 @@ def test_two_tokens_become_one(clusters):
 
 def test_a_client_of_proxies_hands_the_newest_on():
     kept = Kept()
-    assert not kept
+    assert not kept.tokens
     kept.keep("", "docs", (("x", "1"),))
-    assert not kept
+    assert not kept.tokens
     past = Past()
     past.wrote(DOCS, 5)
     text = past.token(DOCS, DOCS)
