@@ -579,6 +579,18 @@ async def test_a_changed_byte_in_a_message_is_found_when_it_is_read(opened, path
     assert [entry.seq for entry in await log.read(0, limit=41)] == list(range(1, 42))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"Upsert", b"Delete"), (b"docs", b"dogs"), ((7).to_bytes(16, "big"), (700).to_bytes(16, "big"))]
+)
+async def test_a_changed_byte_beside_a_message_is_found_when_it_is_read(opened, path, filled, monkeypatch, old, new):
+    """What is done with it matters as much."""
+    monkeypatch.setattr(sqlite_store.Store, "check", lambda _: None)
+    change(path, old, new)
+    log = await opened()
+    with pytest.raises(LogCorrupt, match="entry 7 has another checksum"):
+        await log.read(6)
+
+
 async def test_a_changed_byte_in_a_fact_is_found_when_it_is_read(opened, path, filled):
     """A position that is wrong would skip entries."""
     change(path, b"value 007", b"value 070")
