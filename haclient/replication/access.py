@@ -67,7 +67,7 @@ async def _read(site: Site) -> access.Access | None:
         raise
     roles = access.read_roles(await site.ask(access.list_roles(), ""))
     grants: set[access.Grant] = set()
-    for database in structure.read_databases(await site.ask(structure.list_databases(), "")):
+    for database in await site.databases():
         for role in roles.keys() - {"admin"}:
             try:
                 reply = await site.ask(access.list_grants(role, database or structure.DEFAULT_DATABASE), "")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final, TypeVar, final
 
-from haclient.errors import HAClientError
+from haclient.errors import HAClientError, LogError
 from haclient.replication.applier import APPLY
 from haclient.replication.decisions import decide, prefix
 from haclient.replication.log import Lease, MutationLog
@@ -137,7 +138,8 @@ async def held(
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
-        await lasting(hold.release(), ttl_s)
+        with suppress(LogError):  # it runs out by itself
+            await lasting(hold.release(), ttl_s)
     return result
 
 

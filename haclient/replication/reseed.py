@@ -22,12 +22,12 @@ from typing import Final, final
 import orjson
 
 from haclient.config.replication import Replication
-from haclient.errors import CallError, ConfigError
+from haclient.errors import CallError, ConfigError, LogTrimmed
 from haclient.milvus import structure, watermarks
-from haclient.replication.access import copy_access
 from haclient.replication.clusters import Clusters
 from haclient.replication.copy import Copier, Place
 from haclient.replication.donor import choose
+from haclient.replication.general import copy_general, make_databases
 from haclient.replication.hold import WAITING, Hold, held, position_of
 from haclient.replication.log import BARRIER, MutationLog, Stream
 from haclient.replication.position import Parked, Position, Standing
@@ -178,8 +178,14 @@ class _Reseeding:
         if unclean:
             await self._target.rest(max(self._settings.settle_s, self._settings.apply_timeout_s))
         await self._target.change(structure.drop_collection(watermarks.COLLECTION, ""), "")
-        await self._copy_all()
-        await self._finish()
+        try:
+            await self._copy_all()
+            await self._finish()
+        except LogTrimmed as error:
+            raise SiteFailed(
+                f"what was written while {self._cluster} was copied is no longer in the log: {error}. Raise "
+                "replication.max_entries or max_bytes, and run this again"
+            ) from error
         self._tell()
         return self._advance
 
@@ -241,7 +247,7 @@ class _Reseeding:
         todo = {stream for stream in there if stream[1] != watermarks.COLLECTION and not self._is_done(stream)}
         await self._expect(todo)
         for _ in range(_MOST_ROUNDS):
-            await self._make_databases()
+            await make_databases(self._donor, self._target)
             await self._copy_some(todo)
             await self._copy_general()
             todo = await self._stale()
@@ -343,28 +349,9 @@ class _Reseeding:
 
     # What concerns several collections.
 
-    async def _make_databases(self) -> None:
-        wanted = structure.read_databases(await self._donor.ask(structure.list_databases(), ""))
-        there = structure.read_databases(await self._target.ask(structure.list_databases(), ""))
-        for name in sorted(set(wanted) - set(there)):
-            await self._target.change(structure.create_database(name), "")
-
     async def _copy_general(self) -> None:
-        """Copy aliases and roles; drop databases that the donor has not."""
         self._general = (await self._donor_has(BARRIER)).applied(BARRIER)
-        wanted = structure.read_databases(await self._donor.ask(structure.list_databases(), ""))
-        there = structure.read_databases(await self._target.ask(structure.list_databases(), ""))
-        for database in set(there).difference(wanted):
-            await self._target.change(structure.drop_database(database), "")
-        for database in wanted:
-            aliases, others = await self._donor.aliases(database), await self._target.aliases(database)
-            for alias in sorted(others):
-                if aliases.get(alias) != others[alias]:
-                    await self._target.change(structure.drop_alias(alias, database), database)
-            for alias in sorted(aliases):
-                if aliases[alias] != others.get(alias) and (database, aliases[alias]) in self._places:
-                    await self._target.change(structure.create_alias(aliases[alias], alias, database), database)
-        for note in await copy_access(self._donor, self._target):
+        for note in await copy_general(self._donor, self._target, self._places):
             if note not in self._advance.notes:
                 self._advance.notes.append(note)
 
@@ -375,10 +362,7 @@ class _Reseeding:
         bounds = await self._log.bounds()
         position = self._hold.position
         if bounds.first > position.low + 1:
-            raise SiteFailed(
-                f"the log was trimmed up to entry {bounds.first - 1} while {self._cluster} was copied, but is needed "
-                f"from {position.low + 1} on. Raise replication.max_entries or max_bytes, and run this again"
-            )
+            raise LogTrimmed(f"it begins at entry {bounds.first}, and is needed from {position.low + 1} on")
         position.ahead, position.parked = {}, {}
         for stream, seq, reason in self._ends():
             if reason or seq < position.low:

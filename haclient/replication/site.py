@@ -103,10 +103,14 @@ class Site:
                     raise SiteFailed(f"{text}: {error}") from error
             await asyncio.sleep(backoff.next())
 
+    async def databases(self) -> list[str]:
+        """Return the names of its databases; "" is the default one."""
+        return structure.read_databases(await self.ask(structure.list_databases(), ""))
+
     async def catalogue(self) -> list[tuple[str, str]]:
         """Return (database, collection) of everything it has."""
         found = []
-        for database in structure.read_databases(await self.ask(structure.list_databases(), "")):
+        for database in await self.databases():
             reply = await self.ask(messages.show_collections(database=database), database)
             found += [(database, name) for name in messages.read_collections(reply)]
         return sorted(found)

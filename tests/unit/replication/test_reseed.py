@@ -4,88 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
 
 import pytest
 
-from haclient.config.replication import Replication
-from haclient.events import EventBus
-from haclient.milvus.methods import named
+from haclient.errors import ConfigError, LogUnavailable
+from haclient.replication.clusters import Delivery, Outcome
 from haclient.replication.hold import position_of
 from haclient.replication.position import Standing
-from haclient.replication.replicator import Replicator
-from haclient.replication.reseed import RESEED, Advance, reseed
+from haclient.replication.reseed import RESEED
+from haclient.replication.site import SiteFailed
 from tests import virtual_time
 from tests.servers import memory_clusters as memory
-from tests.servers.memory_clusters import MemoryClusters
-from tests.servers.memory_log import MemoryLog, MemoryStore
-
-SETTINGS = Replication(mode="mirror", log="memory", batch_bytes=1 << 16)
-
-
-class Fleet:
-    """Clusters, a log, and a process that writes and applies."""
-
-    def __init__(self, *names: str, seed: int = 0) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.rng = random.Random(seed)
-        self.clusters = MemoryClusters(*names)
-        self.store = MemoryStore()
-        self.log = self.open_log()
-        self.process = self.start()
-
-    def open_log(self) -> MemoryLog:
-        return MemoryLog(self.store)
-
-    def start(self) -> Replicator:
-        return Replicator(
-            SETTINGS, self.open_log(), self.clusters, EventBus(), self.rng, self.loop, "process", wall=self.loop.time
-        )
-
-    async def __aenter__(self) -> Fleet:
-        await self.process.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.process.aclose()
-
-    async def write(self, name: str, message: bytes, ack: str = "all") -> None:
-        deadline = self.loop.time() + 60
-        reply = await self.process.write(named(name), message, (("haclient-ack", ack),), "", deadline)
-        assert (reply.code == 0 and len(reply.message) < 100) or name in ("Insert", "Upsert"), reply
-
-    async def make(self, name: str, values: dict[Any, str], ack: str = "all") -> None:
-        await self.write("CreateCollection", memory.collection(name), ack)
-        await self.write("CreateIndex", memory.index(name), ack)
-        await self.write("LoadCollection", memory.load(name), ack)
-        if values:
-            await self.write("Upsert", memory.rows(name, values), ack)
-
-    async def reseed(self, cluster: str, **options: Any) -> Advance:
-        return await reseed(
-            self.log, self.clusters, SETTINGS, cluster, holder="reseed", rng=self.rng, loop=self.loop, **options
-        )
-
-    async def in_sync(self, timeout_s: float = 60) -> None:
-        """Wait until every cluster has applied the whole log."""
-        until = self.loop.time() + timeout_s
-        while self.loop.time() < until:
-            head = (await self.log.bounds()).head
-            positions = [await position_of(self.log, name) for name in self.clusters.servers]
-            if all(one.standing is Standing.IN_SYNC and one.low == head for one in positions):
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"not in sync: {positions}")
-
-    def differences(self) -> list[str]:
-        """What the clusters do not have in common."""
-        (name, first), *others = [(name, server.snapshot()) for name, server in self.clusters.servers.items()]
-        return [
-            f"{what}: {name} has {first.get(what)}, {other} has {theirs.get(what)}"
-            for other, theirs in others
-            for what in first.keys() | theirs.keys()
-            if first.get(what) != theirs.get(what)
-        ]
+from tests.servers.memory_fleet import Fleet, alias, drop, rename
+from tests.servers.memory_log import MemoryLog
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -126,19 +57,250 @@ def test_an_emptied_cluster_is_filled_while_writes_and_schema_changes_go_on(seed
     virtual_time.run(scenario(), seed)
 
 
-def drop(name: str) -> bytes:
-    from pymilvus.grpc_gen import milvus_pb2
-
-    return bytes(milvus_pb2.DropCollectionRequest(collection_name=name).SerializeToString())
-
-
-def alias(name: str, other: str) -> bytes:
-    from pymilvus.grpc_gen import milvus_pb2
-
-    return bytes(milvus_pb2.CreateAliasRequest(collection_name=name, alias=other).SerializeToString())
+async def filled(seed: int = 0, *names: str, rows: int = 200) -> Fleet:
+    """A fleet whose clusters all have the collection docs; to be used as a context."""
+    fleet = Fleet(*(names or ("a", "b")), seed=seed)
+    await fleet.__aenter__()
+    await fleet.make("docs", {key: f"row {key}" for key in range(rows)})
+    await fleet.in_sync()
+    return fleet
 
 
-def rename(before: str, after: str) -> bytes:
-    from pymilvus.grpc_gen import milvus_pb2
+def empty(fleet: Fleet, name: str) -> None:
+    fleet.clusters.servers[name] = memory.PagedMilvus(7)
 
-    return bytes(milvus_pb2.RenameCollectionRequest(oldName=before, newName=after).SerializeToString())
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_reseed_that_is_killed_again_and_again_goes_on_where_it_stopped(seed: int) -> None:
+    async def scenario() -> None:
+        fleet = await filled(seed)
+        rng = random.Random(seed)
+        empty(fleet, "b")
+        lows, rows, done = set(), [], None
+        for _ in range(200):
+            fresh: list[int] = []
+            dead = asyncio.Event()
+            work = asyncio.create_task(
+                fleet.reseed("b", log=mortal(fleet, dead), report=lambda now, fresh=fresh: fresh.append(now.fresh))
+            )
+            await asyncio.wait([work], timeout=rng.uniform(4.8, 5.6))
+            await fleet.write("Upsert", memory.rows("docs", {rng.randrange(300): f"turn {len(rows)}"}), "one")
+            rows.append(max(fresh, default=0))
+            if work.done():
+                done = work.result()
+                break
+            lows.add((await position_of(fleet.log, "b")).low)
+            dead.set()
+            work.cancel()
+            await asyncio.wait([work])
+        assert done is not None
+        # Every row is copied once, but for those of pages that were under way when it was killed.
+        assert len(lows - {0}) <= 2
+        assert done.rows >= 200
+        assert sum(rows) <= 2 * done.rows
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario(), seed)
+
+
+def mortal(fleet: Fleet, dead: asyncio.Event) -> MemoryLog:
+    """A log that a process which is dead has no more: its lease runs out by itself."""
+
+    async def hook(operation: str, moment: str) -> None:
+        await asyncio.sleep(0)
+        if dead.is_set():
+            raise LogUnavailable("this process is dead", sent=False)
+
+    return MemoryLog(fleet.store, hook)
+
+
+def test_a_page_that_went_unanswered_cannot_land_after_what_came_later() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        loop = asyncio.get_running_loop()
+        late: list[float] = []
+
+        async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
+            position = await position_of(fleet.log, "b")
+            if (cluster, method) != ("b", "Upsert") or late or position.standing is not Standing.RESEEDING:
+                return None
+
+            def land() -> None:
+                late.append(loop.time())
+                fleet.clusters.carry_out(cluster, method, message)
+
+            # It is carried out just before its time is over, long after its sender has given it up.
+            loop.call_later(4.9, land)
+            await asyncio.sleep(0.5)
+            return Delivery(Outcome.UNANSWERED, reason="no answer")
+
+        empty(fleet, "b")
+        fleet.clusters.hook = hook
+        work = asyncio.create_task(fleet.reseed("b"))
+        await asyncio.sleep(1)
+        await fleet.write("Upsert", memory.rows("docs", {0: "newer"}), "one")
+        await fleet.write("Delete", memory.delete("docs", [1]), "one")
+        await work
+        await fleet.in_sync()
+        assert late
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_place_only_what_differs_is_written(seed: int) -> None:
+    async def scenario() -> None:
+        fleet = await filled(seed, rows=900)
+        wrong = fleet.clusters.servers["b"]
+        wrong.answer("Upsert", memory.rows("docs", {3: "wrong", 5_000: "extra", -4: "extra"}), "")
+        wrong.answer("Delete", memory.delete("docs", [7, 450]), "")
+        await fleet.make("other", {1: "one"})
+        await fleet.in_sync()
+        created = len(fleet.clusters.sent)
+        done = await fleet.reseed("b", in_place=True)
+        methods = [method for cluster, method in fleet.clusters.sent[created:] if cluster == "b"]
+        assert "CreateCollection" not in methods[: methods.index("Upsert")]
+        assert done.rows == 901
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario(), seed)
+
+
+def test_rows_that_were_not_kept_are_noticed() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        empty(fleet, "b")
+
+        async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
+            if (cluster, method) == ("b", "Flush"):
+                fleet.clusters.servers["b"].answer("Delete", memory.delete("docs", [11]), "")
+            return None
+
+        fleet.clusters.hook = hook
+        with pytest.raises(SiteFailed, match="does not hold what was written to it: 199:"):
+            await fleet.reseed("b")
+        assert (await position_of(fleet.log, "b")).standing is Standing.RESEEDING
+        fleet.clusters.hook = None
+        await fleet.reseed("b")
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_a_target_that_does_not_keep_the_schema_is_not_filled() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        empty(fleet, "b")
+
+        async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
+            if (cluster, method) != ("b", "CreateCollection") or b"text" not in message:
+                return None
+            return fleet.clusters.carry_out(cluster, method, message.replace(b"text", b"tent"))
+
+        fleet.clusters.hook = hook
+        with pytest.raises(SiteFailed, match="has not kept all of its schema"):
+            await fleet.reseed("b")
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_a_collection_that_is_released_is_copied_and_left_released() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        await fleet.write("ReleaseCollection", memory.load("docs"))
+        await fleet.in_sync()
+        empty(fleet, "b")
+        assert (await fleet.reseed("b")).rows == 200
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        assert not fleet.clusters.servers["a"].find("default", "docs").loaded
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_a_collection_that_cannot_be_read_stops_the_reseed_with_what_to_do() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        await fleet.write("ReleaseCollection", memory.load("docs"))
+        await fleet.in_sync()
+        fleet.clusters.servers["a"].find("default", "docs").indexes.clear()
+        with pytest.raises(SiteFailed, match=r"docs has rows on cluster a, but is not loaded .* Index and load it"):
+            await fleet.reseed("b")
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_the_donor_is_one_in_sync_and_the_furthest_one() -> None:
+    async def scenario() -> None:
+        fleet = await filled(0, "a", "b", "c")
+        with pytest.raises(ConfigError, match="there is no cluster 'x'; write one of a, b, c"):
+            await fleet.reseed("x")
+        with pytest.raises(ConfigError, match="'b' cannot be copied from: it is the cluster to be filled"):
+            await fleet.reseed("b", donor="b")
+        fleet.clusters.down.add("a")
+        await fleet.write("Upsert", memory.rows("docs", {1: "newer"}), "quorum")
+        while (await position_of(fleet.log, "a")).standing is not Standing.AWAY:
+            await asyncio.sleep(0.1)
+        with pytest.raises(ConfigError, match="'a' cannot be copied from: it is away; in sync are c"):
+            await fleet.reseed("b", donor="a")
+        assert (await fleet.reseed("b")).donor == "c"
+        fleet.clusters.drained.add("c")
+        with pytest.raises(SiteFailed, match="no cluster to copy b from"):
+            await fleet.reseed("b")
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_the_log_is_kept_for_what_comes_after_the_copy() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        empty(fleet, "b")
+        work = asyncio.create_task(fleet.reseed("b"))
+        while (await position_of(fleet.log, "b")).standing is not Standing.RESEEDING:
+            await asyncio.sleep(0.001)
+        low = (await position_of(fleet.log, "b")).low
+        for turn in range(30):
+            await fleet.write("Upsert", memory.rows("docs", {turn: "newer"}), "one")
+        await fleet.process._trim_once()
+        assert (await fleet.log.bounds()).first <= low + 1
+        await work
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_a_place_that_was_trimmed_away_is_told() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+
+        async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
+            if (cluster, method) == ("b", "Flush"):
+                await fleet.log.trim((await fleet.log.bounds()).head - 1)
+            return None
+
+        fleet.clusters.hook = hook
+        await fleet.write("Upsert", memory.rows("docs", {1: "newer"}), "all")
+        work = asyncio.create_task(fleet.reseed("b"))
+        while (await position_of(fleet.log, "b")).standing is not Standing.RESEEDING:
+            await asyncio.sleep(0.001)
+        for turn in range(9):
+            await fleet.write("Upsert", memory.rows("docs", {turn: "newer"}), "one")
+        with pytest.raises(SiteFailed, match=r"no longer in the log: .* Raise replication\.max_entries"):
+            await work
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
