@@ -137,11 +137,11 @@ class Commit:
 
         def enough() -> bool:
             members = shared.clusters.members()
-            if ack == "all":
-                present = [member.name for member in members if not member.drained]
-                return bool(present) and all(progress.has(name, stream, seq) for name in present)
-            have = sum(progress.has(member.name, stream, seq) for member in members)
-            return have >= 1 if ack == "one" else have > len(members) // 2
+            if ack == "one":
+                return any(progress.has(member.name, stream, seq) for member in members)
+            # Who was drained on purpose is not waited for.
+            present = [progress.has(member.name, stream, seq) for member in members if not member.drained]
+            return sum(present) > (len(present) // 2 if ack == "quorum" else len(present) - 1)
 
         if not await progress.until(lambda: seq in shared.void or enough(), call.deadline):
             have = [member.name for member in shared.clusters.members() if progress.has(member.name, stream, seq)]

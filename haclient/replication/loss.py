@@ -32,10 +32,12 @@ class LossCheck:
 
     Attributes:
         reason: What the last look found wanting, "" if nothing.
+        low: Entry up to which the cluster itself says that it has all; None if it says nothing.
     """
 
     def __init__(self, cluster: str, clusters: Clusters) -> None:
         self.reason = ""
+        self.low: int | None = None
         self._cluster = cluster
         self._clusters = clusters
         self._gone = 0
@@ -44,6 +46,7 @@ class LossCheck:
     def begin(self) -> None:
         """Start over: the cluster has been away."""
         self.reason = ""
+        self.low = None
         self._gone = self._behind = 0
 
     async def look(self, position: Position) -> bool:
@@ -52,6 +55,7 @@ class LossCheck:
             return True
         if not await self._is_there():
             self._gone += 1
+            self.low = None
             self.reason = "it is empty: even the marks that were written into it are gone"
             return False
         self._gone = 0
@@ -65,8 +69,9 @@ class LossCheck:
             self.begin()
             return True
         self._behind += 1
-        low = "nothing" if mark is None else f"entry {mark.position.low}"
-        self.reason = f"it has lost data: it had entry {position.marked} of the log, and now knows of {low}"
+        self.low = mark.position.low if mark is not None else None
+        known = "nothing" if self.low is None else f"entry {self.low}"
+        self.reason = f"it has lost data: it had entry {position.marked} of the log, and now knows of {known}"
         return False
 
     @property

@@ -15,8 +15,8 @@ from haclient.call import Metadata, Method, Reply
 from haclient.config.replication import Replication
 from haclient.errors import HAClientError, LogError, LogTrimmed
 from haclient.events import EventBus, ReseedFailed
-from haclient.milvus.shape import Shape
 from haclient.milvus.status import Flavour
+from haclient.replication.adopt import Adoption
 from haclient.replication.applier import Applier
 from haclient.replication.catalog import Catalog
 from haclient.replication.clusters import Clusters
@@ -32,7 +32,8 @@ from haclient.replication.refusals import REFUSED, forgotten, void_entries
 from haclient.replication.reseed import reseed
 from haclient.replication.shared import Shared, Stamp
 from haclient.replication.timing import Backoff, lasting
-from haclient.replication.writer import Adopt, Writer
+from haclient.replication.verify import Verifier
+from haclient.replication.writer import Writer
 
 #: Entries are removed from the log this often, seconds.
 _TRIM_S: Final = 5.0
@@ -56,7 +57,6 @@ class Replicator:
         name: Names this process in leases.
         wall: Time of day, seconds since 1970; loop time unless given.
         stamp: See `Shared`.
-        adopt: Compares a collection that was there before; unless given, every one is taken as it is.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class Replicator:
         *,
         wall: Callable[[], float] | None = None,
         stamp: Stamp | None = None,
-        adopt: Adopt | None = None,
     ) -> None:
         self.progress = Progress(loop)
         self._wall = wall or loop.time
@@ -81,7 +80,8 @@ class Replicator:
         self.catalog = Catalog(self.shared)
         self._keys = KeyMaker(log, name, self._wall, rng, loop)
         commit = Commit(self.shared, self._appended)
-        self._writer = Writer(self.shared, commit, self.catalog, self._keys, adopt or _as_it_is)
+        adoption = Adoption(Verifier(clusters, settings, rng, loop, log), settings.adopt_rows)
+        self._writer = Writer(self.shared, commit, self.catalog, self._keys, adoption.check)
         self._appliers: dict[str, Applier] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._backoff = Backoff(rng)
@@ -294,7 +294,3 @@ def _needed(position: Position) -> int:
 
 async def _no_stamp(cluster: str, mutation: Mutation, reply: bytes, flavour: Flavour) -> int | None:
     return 0
-
-
-async def _as_it_is(shape: Shape, deadline: float) -> None:
-    pass

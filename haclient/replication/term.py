@@ -31,6 +31,9 @@ from haclient.replication.watermark import Watermark
 _MOST_AHEAD: Final = 4_096
 #: Positions are written this far apart; processes that wait for one wait no longer than that, seconds.
 _SAVE_S: Final = 0.01
+#: A cluster that has lost its newest entries gets this many before them again: what it wrote last need not be what it
+#: lost last.
+_MARGIN: Final = 1_000
 #: The applier looks again at least this often, seconds: the operator may have drained the cluster.
 _LOOK_S: Final = 0.5
 
@@ -297,10 +300,28 @@ class Term:
                 if not self._whole:
                     self._whole = await self._loss.look(self.position) and await self._load()
                     if self._loss.convinced:
-                        raise NeedsReseed(self._loss.reason)
+                        await self._surely(self._go_back)
                 elif await self._watermark.write(self.position, self._shared.progress.head):
                     self._dirty.set()
             await asyncio.sleep(self._shared.settings.watermark_s)
+
+    async def _go_back(self) -> None:
+        """Begin anew where a cluster that has lost data says that it is, and well before that.
+
+        Raises:
+            NeedsReseed: It does not say, or the log no longer holds what it lacks.
+            LeaseLost: Always, else: the next term begins there.
+        """
+        position, low = self.position, self._loss.low
+        bounds = await self._shared.log.bounds()
+        if low is None or low + 1 < bounds.first:
+            raise NeedsReseed(self._loss.reason)
+        position.low = max(min(low - _MARGIN, position.low), bounds.first - 1)
+        position.begun = max(position.begun, bounds.head)
+        position.marked = 0
+        position.ahead.clear()
+        position.timestamps.clear()
+        raise LeaseLost(f"{self._loss.reason}; it is brought up from entry {position.low}")
 
     async def _load(self) -> bool:
         """Have the cluster load again what it has forgotten to."""
