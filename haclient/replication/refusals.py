@@ -112,8 +112,9 @@ async def refuse(
         reply: The server's answer.
     """
     while True:
-        known = (await log.facts(f"{REFUSED}{seq}")).get(f"{REFUSED}{seq}")
+        # The positions first: one that is past the entry because it is void must be read together with that.
         facts = await log.facts(POSITION)
+        known = (await log.facts(f"{REFUSED}{seq}")).get(f"{REFUSED}{seq}")
         refusal = Refusal.decode(known.value) if known is not None else Refusal(reply=reply)
         before = known.value if known is not None else b""
         refusal.clusters.setdefault(cluster, reason)

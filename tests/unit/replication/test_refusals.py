@@ -80,6 +80,31 @@ def test_a_cluster_that_comes_back_meanwhile_prevents_it() -> None:
     run(scenario())
 
 
+def test_who_passes_over_a_void_entry_has_not_applied_it() -> None:
+    """Seed 37 of the simulation: the last of three that all refused an entry was parked."""
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        log = MemoryLog(store)
+        await log.open()
+        await log.put({f"{POSITION}x": Position(low=4).encode(), f"{POSITION}y": Position(low=4).encode()})
+        assert await refuse(log, ["x", "y"], "x", A, 5, "no", b"") is Verdict.WAIT
+        turned = 0
+
+        async def meanwhile(operation: str, side: str) -> None:
+            nonlocal turned
+            turned += 1
+            if turned == 2:  # x has asked its first question
+                other = MemoryLog(store)
+                assert await refuse(other, ["x", "y"], "y", A, 5, "nor I", b"") is Verdict.VOID
+                await other.put({f"{POSITION}y": Position(low=5).encode()})
+
+        racing = MemoryLog(store, hook=meanwhile)
+        assert await refuse(racing, ["x", "y"], "x", A, 5, "no", b"") is Verdict.VOID
+
+    run(scenario())
+
+
 def test_clusters_that_are_gone_are_not_waited_for() -> None:
     async def scenario() -> None:
         log = MemoryLog(MemoryStore())
