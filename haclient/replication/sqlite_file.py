@@ -74,7 +74,9 @@ PRAGMA journal_size_limit = 67108864;
 
 @final
 class LogFile:
-    """One log's file; used by one thread at a time unless said otherwise.
+    """One log's file, with -wal and -shm (SQLite's), -turn and -lock (for turns; they stay) beside it.
+
+    Its errors can be made in any thread; the rest is for the one that writes.
 
     Args:
         path: Where it is.
