@@ -100,7 +100,7 @@ class Mirror:
         def needed() -> bool:
             return log is None or loop.time() - sources[0].fresh_at > 2.0 * settings.watermark_s
 
-        watch = WatermarkWatch(clusters, marks, settings.watermark_s, needed, descriptions.saw, loop)
+        watch = WatermarkWatch(clusters, marks, settings.watermark_s, needed, descriptions.forget, loop)
         known, ask = descriptions.known, descriptions.shape
         return Reader(settings, sources, log, fleet.rotation, known, ask, fleet.timestamps, loop), watch
 

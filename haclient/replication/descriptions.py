@@ -46,14 +46,19 @@ class Descriptions:
         for entry in entries:
             if entry.mutation.method in ROWS:
                 continue
-            self._changes += 1
             stream = entry.mutation.stream
             if stream == BARRIER:
-                self._shapes.clear()
+                self.forget()
                 continue
+            self._changes += 1
             for name, shape in list(self._shapes.items()):
                 if stream in (name, (shape.database, shape.collection)):
                     del self._shapes[name]
+
+    def forget(self) -> None:
+        """Forget everything: something may have changed."""
+        self._changes += 1
+        self._shapes.clear()
 
     def known(self, database: str, name: str) -> Shape | None:
         """Return what is known of a collection, None if it has to be asked for."""

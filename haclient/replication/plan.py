@@ -25,7 +25,6 @@ from haclient.milvus.requests import Facts
 from haclient.milvus.timestamps import BOUNDED, EVENTUALLY, SESSION, SPECIAL, STRONG, TOKEN, effective_level
 from haclient.replication.log import BARRIER, Stream
 from haclient.replication.past import Past, mark
-from haclient.replication.progress import Progress
 from haclient.replication.token import seq_of
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
 #: What nobody tells (that a cluster is up again, that marks have been read) is looked at this often, seconds.
 _LOOK_S: Final = 0.1
-#: So long a read that has failed waits for a cluster that has not been tried, seconds.
+#: So long a read that has failed waits for a cluster that has not been tried, and one that could do without the log for
+#: the log, seconds.
 _PATIENCE_S: Final = 1.0
 
 
@@ -167,14 +167,11 @@ class Plan:
 
     def _shows(self, cluster: str) -> bool:
         """Say whether a cluster can show what has to be seen."""
-        reader = self._reader
-        # Where the log ends only the log can say.
-        sources = reader.sources[:1] if self._level == STRONG else reader.sources
-        return reader.fit(cluster) and any(self._shows_by(progress, cluster) for progress in sources)
-
-    def _shows_by(self, progress: Progress, cluster: str) -> bool:
-        """Say the same, by what one record knows."""
         reader, streams = self._reader, (self._stream or BARRIER, BARRIER)
+        # Where the log ends only the log can say.
+        progress = reader.logged if self._level == STRONG else reader.progress
+        if not reader.fit(cluster):
+            return False
         if self._level == BOUNDED:
             bound = reader.bounded_s
             heard = reader.loop.time() - progress.fresh_at <= bound
@@ -184,7 +181,7 @@ class Plan:
         moment = self._moment
         if moment is None or mark(cluster) == self._last:
             return True
-        heard = progress.fresh_at > moment or (self._heard and progress is reader.progress)
+        heard = progress.fresh_at > moment or (self._heard and progress is reader.logged)
         return heard and all(progress.has(cluster, one, progress.by(one, moment)) for one in streams)
 
     async def ready(self, call: Call) -> None:
@@ -227,15 +224,18 @@ class Plan:
 
     async def _complete(self, call: Call) -> None:
         """Have all that is in the log known here, if that is needed to tell who can show what has to be seen."""
-        reader, progress = self._reader, self._reader.progress
+        reader, progress = self._reader, self._reader.logged
         wanted = max((seq for _, seq in self._needs), default=0)
         unheard = self._moment is not None and progress.fresh_at <= self._moment
         if not unheard and wanted <= progress.head:
             return
         what = f"{call.method.name} {call.collection}".rstrip()
         try:
-            await reader.complete(what, call.deadline)
-        except Unavailable:
+            if self._level == STRONG:
+                await reader.complete(what, call.deadline)
+            else:
+                await reader.complete(what, min(call.deadline, reader.loop.time() + _PATIENCE_S))
+        except (Unavailable, DeadlineExceeded):
             if self._level == STRONG:
                 raise
             return  # what is needed may still be heard of in time

@@ -34,13 +34,17 @@ class Reader:
 
     Args:
         settings: What is configured.
-        sources: What is known of everybody's place in the log, the best first.
+        sources: What is known of everybody's place in the log: from the log, if there is one, and from marks.
         log: The mutation log; None in a process without one, which can read all but Strong.
         rotation: Returns the clusters by name, and whether each takes calls now.
         known: Returns what is known of a collection (database, name or alias), None if nothing is.
         describe: Finds it out, by a deadline; raises `CallError`.
         stamps: Of the fleet.
         loop: Its time is the clock.
+
+    Attributes:
+        logged: What is known from the log, if there is one.
+        past: The session of calls that belong to no other.
     """
 
     def __init__(
@@ -54,19 +58,23 @@ class Reader:
         stamps: Timestamps,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.sources = sources
-        self.progress = sources[0]
+        self.logged = sources[0]
+        self._sources = sources
         self.bounded_s = settings.bounded_s
         self.rotation = rotation
         self.known = known
         self.describe = describe
         self.stamps = stamps
         self.loop = loop
-        #: The session of calls that belong to no other.
         self.past = Past()
         self._log = log
         self._running: asyncio.Task[tuple[float, int]] | None = None
         self._next: asyncio.Task[tuple[float, int]] | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """What was heard of last: never both, since what one of them has heard long ago may not hold any more."""
+        return max(self._sources, key=_freshness)
 
     async def aclose(self) -> None:
         """Ask the log nothing more."""
@@ -154,20 +162,24 @@ class Reader:
                 f"{what}: it needs the end of the mutation log, and this process has none (replication.log is empty). "
                 "Read with Bounded, Session or Eventually, or give the process the log."
             )
-        progress, head = self.progress, None
+        progress, asking = self.logged, self._ask(self._log)
+        # Others wait for the same answer: whoever gives up leaves the question alone.
+        await asyncio.wait([asking], timeout=max(deadline - self.loop.time(), 0.0))
+        if not asking.done():
+            raise DeadlineExceeded(f"{what}: the mutation log has not said where it ends when the call's time was over")
+        if asking.cancelled():
+            raise Unavailable(f"{what}: the client was closed")
         try:
-            async with asyncio.timeout_at(deadline):
-                asked_at, head = await asyncio.shield(self._ask(self._log))
+            asked_at, head = asking.result()
         except LogError as error:
             raise Unavailable(
                 f"{what}: the mutation log cannot be read, so nobody knows what the newest write is: {error}. "
                 "Reads with Bounded, Session or Eventually go on without it."
             ) from None
-        except TimeoutError:
-            head = None
-        if head is None or not await progress.until(lambda: progress.head >= head, deadline):
-            read = "has not said where it ends" if head is None else f"ends at {head} and is read up to {progress.head}"
-            raise DeadlineExceeded(f"{what}: the mutation log {read} when the call's time was over")
+        if not await progress.until(lambda: progress.head >= head, deadline):
+            raise DeadlineExceeded(
+                f"{what}: the mutation log ends at {head} and was read up to {progress.head} when time was over"
+            )
         progress.heard(asked_at)
 
     def _ask(self, log: MutationLog) -> asyncio.Task[tuple[float, int]]:
@@ -184,3 +196,7 @@ class Reader:
         self._running, self._next = self._next, None
         asked_at = self.loop.time()
         return asked_at, (await log.bounds()).head
+
+
+def _freshness(progress: Progress) -> float:
+    return progress.fresh_at

@@ -187,7 +187,7 @@ class WatermarkWatch:
         progress: The record; nobody else may change it.
         every_s: Time between two looks, seconds.
         needed: Says whether anybody wants to know.
-        saw: Told of each new end of the log, as an entry of the barrier.
+        news: Called when the log has become longer.
         loop: Its time is the clock.
     """
 
@@ -197,14 +197,14 @@ class WatermarkWatch:
         progress: Progress,
         every_s: float,
         needed: Callable[[], bool],
-        saw: Callable[[list[Entry]], None],
+        news: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.progress = progress
         self._clusters = clusters
         self._every_s = every_s
         self._needed = needed
-        self._saw = saw
+        self._news = news
         self._loop = loop
         self._looked_at = float("-inf")
         self._at: dict[str, int] = {}
@@ -234,9 +234,9 @@ class WatermarkWatch:
             self.progress.moved(cluster, Position(standing=Standing.NEEDS_RESEED))
             return False
         if mark.head > self.progress.head:
-            entries = [Entry(mark.head, mark.at / _MILLISECONDS, Mutation(b"", "", BARRIER, b""), 0)]
-            self.progress.saw(entries)
-            self._saw(entries)
+            rows = Mutation(b"", "Upsert", BARRIER, b"")
+            self.progress.saw([Entry(mark.head, mark.at / _MILLISECONDS, rows, 0)])
+            self._news()
         self.progress.moved(cluster, mark.position)
         new = mark.at != self._at.get(cluster)
         self._at[cluster] = mark.at

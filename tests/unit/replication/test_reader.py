@@ -136,7 +136,7 @@ async def test_strong_without_an_answer_of_the_log_ends_in_time():
     await site.reader.aclose()
     site.log.end = 7
     site.log.delay_s = 0.0
-    with pytest.raises(DeadlineExceeded, match="ends at 7 and is read up to 0"):
+    with pytest.raises(DeadlineExceeded, match="ends at 7 and was read up to 0"):
         await site.waited(site.call(query(STRONG), timeout_s=2.0))
 
 
@@ -475,6 +475,31 @@ async def test_marks_stand_in_for_the_log():
     site.log.error = LogUnavailable("gone", sent=False)
     with pytest.raises(Unavailable, match="gone"):
         await site.waited(site.call(query(STRONG)))
+    site.hear([entry(1)])
+    assert site.by(site.call(query(SESSION, token(3)))) is None, "what marks said long ago does not count any more"
+
+
+@virtual
+async def test_a_session_does_not_wait_for_a_log_that_hangs_if_it_can_do_without():
+    site = Site()
+    site.log.delay_s = 60.0
+    site.at(a=0, b=0)
+    site.loop.call_later(1.5, site.progress.saw, [entry(1)])
+    site.loop.call_later(2.0, lambda: site.at(b=1))
+    assert await site.waited(site.call(query(SESSION, token(1)))) == (2.0, ["b"])
+    await site.reader.aclose()
+
+
+@virtual
+async def test_who_waits_when_the_client_is_closed_is_told():
+    site = Site()
+    site.log.delay_s = 60.0
+    site.at(a=0, b=0)
+    waiting = asyncio.ensure_future(site.waited(site.call(query(STRONG), timeout_s=90.0)))
+    await asyncio.sleep(1)
+    await site.reader.aclose()
+    with pytest.raises(Unavailable, match="closed"):
+        await waiting
 
 
 @virtual

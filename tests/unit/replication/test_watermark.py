@@ -184,10 +184,13 @@ class Watching:
 
     def __init__(self, servers, every_s=1.0):
         loop = asyncio.get_running_loop()
-        self.progress, self.seen = Progress(loop), []
+        self.progress, self.news = Progress(loop), []
         self.needed = True
-        self.watch = WatermarkWatch(servers, self.progress, every_s, lambda: self.needed, self.seen.extend, loop)
+        self.watch = WatermarkWatch(servers, self.progress, every_s, lambda: self.needed, self._hear, loop)
         self.task = loop.create_task(self.watch.run())
+
+    def _hear(self):
+        self.news.append(self.progress.head)
 
     async def __aenter__(self):
         return self
@@ -226,7 +229,7 @@ def test_marks_tell_how_far_clusters_are_and_since_when():
             await asyncio.sleep(3)
             assert progress.has("a", DOCS, 7)
             assert not progress.has("b", DOCS, 7)
-            assert [entry.seq for entry in watching.seen] == [5, 7], "names may mean something else from there on"
+            assert watching.news == [5, 7], "names may mean something else from there on"
             assert progress.stale_s("a", BARRIER) == 0
             assert loop.time() - changed_at <= progress.stale_s("b", BARRIER) <= loop.time() - changed_at + 4
             for writer in writers:
