@@ -13,7 +13,7 @@ from haclient.errors import LogUnavailable
 from haclient.events import StreamParked
 from haclient.milvus import ddl
 from haclient.milvus.status import Flavour
-from haclient.replication import creation
+from haclient.replication import creation, loads
 from haclient.replication.batching import MERGED, Keys, request
 from haclient.replication.clusters import Delivery, Outcome
 from haclient.replication.log import Entry
@@ -143,6 +143,7 @@ class Applying:
         outcome, term, shared = delivery.outcome, self._term, self._shared
         if outcome is Outcome.DONE:
             self._timeouts = 0
+            await self._note(batch)
             stamp = await shared.stamp(self._cluster, batch.entries[0].mutation, delivery.reply, flavour)
             self._done(batch, stamp)
         elif outcome is Outcome.REFUSED:
@@ -160,6 +161,17 @@ class Applying:
         else:
             self._lost(batch, delivery)
             term.trouble(delivery.reason, shared.settings.settle_s)
+
+    async def _note(self, batch: Batch) -> None:
+        """Note what decides about loading, before it counts as done."""
+        method, tries = batch.entries[0].mutation.method, 0
+        while method in loads.DECIDES:
+            try:
+                return await loads.note(self._shared.log, batch.stream, batch.last, method)
+            except LogUnavailable as error:
+                self._shared.complain(error)
+                tries += 1
+                await asyncio.sleep(self._backoff.of(tries))
 
     def _done(self, batch: Batch, timestamp: int | None = 0) -> None:
         for entry in batch.entries:

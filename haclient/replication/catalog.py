@@ -55,9 +55,9 @@ class Catalog:
             self._mirrored.add(stream)
         return stream in self._mirrored
 
-    async def adopt(self, stream: Stream, *, loaded: bool = False) -> None:
-        """Note that a collection is mirrored from now on, and whether it is to be loaded."""
-        await self._shared.log.put({fact_of(stream): b'{"loaded":true}' if loaded else b"{}"})
+    async def adopt(self, stream: Stream) -> None:
+        """Note that a collection is mirrored from now on."""
+        await self._shared.log.put({fact_of(stream): b"{}"})
         self._mirrored.add(stream)
 
     async def drop(self, stream: Stream) -> None:

@@ -1,42 +1,62 @@
 """Collections that are to be loaded: some servers forget it when they are restarted.
 
-Decision made here: what was loaded through haclient is noted with the collection, and whoever applies to a cluster
-loads it there again when the cluster comes back without it.
+Decision made here: an applier that has loaded or released a collection notes it before the entry counts as done, so of
+what a cluster has applied the newest note is true; and whoever applies to a cluster that comes back without a
+collection loads it there again.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from haclient.errors import CallError
 from haclient.milvus import messages
 from haclient.milvus.messages import LoadState
-from haclient.replication.catalog import COLLECTION
 from haclient.replication.clusters import Clusters
-from haclient.replication.log import Fact, MutationLog, Stream
+from haclient.replication.log import MutationLog, Stream
+from haclient.replication.position import Position
+
+#: Facts: loaded/<database>/<collection>: which entry last decided, and how.
+LOADED: Final = "loaded/"
+#: What is to be after each of these.
+DECIDES: Final = {"LoadCollection": True, "ReleaseCollection": False, "DropCollection": False}
 
 _TIMEOUT_S: Final = 5.0
 _LOAD_S: Final = 60.0
 
 
-async def restore(log: MutationLog, clusters: Clusters, cluster: str) -> None:
-    """Load on a cluster what is to be loaded and is not.
+async def note(log: MutationLog, stream: Stream, seq: int, method: str) -> None:
+    """Note what an entry that is about to be done decides; an older entry changes nothing.
+
+    Raises:
+        LogUnavailable: It could not be noted.
+    """
+    name = f"{LOADED}{stream[0]}/{stream[1]}"
+    value = orjson.dumps({"seq": seq, "loaded": DECIDES[method]})
+    while True:
+        known = (await log.facts(name)).get(name)
+        if known is not None and orjson.loads(known.value)["seq"] >= seq:
+            return
+        if await log.put({name: value}, expect={name: known.version if known is not None else 0}):
+            return
+
+
+async def restore(log: MutationLog, clusters: Clusters, cluster: str, position: Position) -> None:
+    """Load on a cluster what is to be loaded, as far as it has come, and is not.
 
     Raises:
         LogUnavailable: The log cannot be read.
     """
-    for name, fact in (await log.facts(COLLECTION)).items():
-        database, _, collection = name.removeprefix(COLLECTION).partition("/")
-        if _is_to_be_loaded(fact) and not await _is_loaded(clusters, cluster, (database, collection)):
+    for name, fact in (await log.facts(LOADED)).items():
+        database, _, collection = name.removeprefix(LOADED).partition("/")
+        known, stream = orjson.loads(fact.value), (database, collection)
+        if not known["loaded"] or known["seq"] > position.applied(stream):
+            continue
+        if not await _is_loaded(clusters, cluster, stream):
             asked = messages.load_collection(collection, database=database)
             await clusters.deliver(cluster, asked.method, asked.message, database, _LOAD_S)
-
-
-def _is_to_be_loaded(fact: Fact) -> bool:
-    known: Any = orjson.loads(fact.value)
-    return known.get("loaded") is True
 
 
 async def _is_loaded(clusters: Clusters, cluster: str, stream: Stream) -> bool:

@@ -326,7 +326,7 @@ class Term:
     async def _load(self) -> bool:
         """Have the cluster load again what it has forgotten to."""
         try:
-            await restore(self._shared.log, self._shared.clusters, self._cluster)
+            await restore(self._shared.log, self._shared.clusters, self._cluster, self.position)
         except LogUnavailable as error:
             self._shared.complain(error)
             return False

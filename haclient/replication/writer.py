@@ -6,6 +6,7 @@ the append on the write is certain; what the caller waits for after that is only
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -30,8 +31,6 @@ from haclient.replication.past import Past
 from haclient.replication.shared import Shared
 from haclient.replication.token import token
 
-#: What is noted of a collection after these.
-_LOADS: Final = {"LoadCollection": True, "ReleaseCollection": False}
 #: Milvus' code for a parameter that is wrong.
 _INVALID: Final = 1100
 #: Time that a page of a filter that is resolved to keys may take, seconds.
@@ -189,9 +188,20 @@ class Writer:
             )
         stream = (database, shape.collection)
         if not await self._commit.logged(self._catalog.is_mirrored(stream), call):
-            await self._adopt(shape, call.deadline)
+            await self._compared(shape, call)
             await self._commit.logged(self._catalog.adopt(stream), call)
         return shape
+
+    async def _compared(self, shape: Shape, call: Write) -> None:
+        """Have a collection that was there before compared on all clusters."""
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                await self._adopt(shape, call.deadline)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{call.method.name} {shape.collection}: not written. The collection was there before its writes were "
+                f"mirrored, and could not be compared in time; run `haclient verify {shape.collection} --adopt` once."
+            ) from None
 
     # Everything else.
 
@@ -207,16 +217,15 @@ class Writer:
         existed = created and await self._exists(stream, call.deadline)
         normal = ddl.normalise(method, ddl.create(message) if created else message, database)
         seq = await self._commit.append(call, stream, [(method.name, normal)])
-        # Should this note be lost, the collection is compared at the first write to it, as one that was there before.
-        with suppress(LogError):
-            if created and not existed:
+        if created and not existed:
+            # Should this note be lost, the collection is compared at the first write, as one that was there before.
+            with suppress(LogError):
                 await self._catalog.adopt(stream)
-            elif method.name == "DropCollection":
-                await self._catalog.drop(stream)
-            elif method.name in _LOADS and await self._catalog.is_mirrored(stream):
-                await self._catalog.adopt(stream, loaded=_LOADS[method.name])
         # A schema that no cluster has cannot be written to, so there is nothing to gain by not waiting for one.
         await self._commit.acknowledged(replace(call, ack="one") if call.ack == "log" else call, stream, seq)
+        if method.name == "DropCollection":
+            with suppress(LogError):
+                await self._catalog.drop(stream)
         return Reply(b"" if method.status == STATUS_IS else b"\n\x00")
 
     def _versions(self) -> dict[str, tuple[Flavour, str]]:
