@@ -1,8 +1,8 @@
 """What a request does to a Milvus: real request bytes in, real reply bytes out, rows in a dict.
 
 Decision made here: it behaves as Milvus 2.3.5 was seen to where that matters to replication. An insert of a key that
-is there makes a second row, as does a key that comes twice in one request, a role or database made twice is an error, the same collection, index or alias made twice
-is none, and dropping what is not there succeeds except for roles.
+is there makes a second row, as does a key that comes twice in one request. A role or database made twice is an error;
+the same collection, index or alias made twice is none. Dropping what is not there succeeds, except for roles.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ REQUESTS: Final[dict[str, Any]] = {
         "DropDatabase": "DropDatabase",
         "DropIndex": "DropIndex",
         "DropRole": "DropRole",
+        "GetLoadState": "GetLoadState",
         "GetVersion": "GetVersion",
         "HasCollection": "HasCollection",
         "Insert": "Insert",
@@ -136,6 +137,7 @@ class Milvus:
         collections: By (database, name).
         aliases: Collection's name by (database, alias).
         clock: Its newest timestamp.
+        twice: Keys that have got a second row.
     """
 
     def __init__(self, clock: int = 1 << 50) -> None:
@@ -144,6 +146,7 @@ class Milvus:
         self.aliases: dict[tuple[str, str], str] = {}
         self.roles: set[str] = set()
         self.clock = clock
+        self.twice: set[Any] = set()
         self._ids = 0
 
     def execute(self, name: str, message: bytes, database: str = "") -> bytes:
@@ -274,6 +277,15 @@ class Milvus:
         found.loaded = True
         return b""
 
+    def _load_state(self, database: str, request: Any, message: bytes) -> bytes:
+        name = self.aliases.get((database, request.collection_name), request.collection_name)
+        found = self.collections.get((database, name))
+        states = common_pb2.LoadState
+        state = states.LoadStateNotExist if found is None else states.LoadStateNotLoad
+        if found is not None and found.loaded:
+            state = states.LoadStateLoaded
+        return _bytes(milvus_pb2.GetLoadStateResponse(status=_OK, state=state))
+
     def _release(self, database: str, request: Any, message: bytes) -> bytes:
         self.find(database, request.collection_name).loaded = False
         return b""
@@ -295,7 +307,10 @@ class Milvus:
             for key in keys:
                 found.rows.pop(key, None)
         for row in zip(*(columns[name] for name in found.names), strict=True):
-            found.rows.setdefault(row[found.key], []).append(row)
+            rows = found.rows.setdefault(row[found.key], [])
+            rows.append(row)
+            if len(rows) > 1:
+                self.twice.add(row[found.key])
         reply = self._mutated(len(keys))
         ids = reply.IDs
         (ids.str_id if keys and isinstance(keys[0], str) else ids.int_id).data.extend(keys)
@@ -421,6 +436,7 @@ _HANDLERS: Final[dict[str, Callable[[Milvus, str, Any, bytes], bytes]]] = {
     "DropDatabase": Milvus._drop_database,
     "DropIndex": Milvus._drop_index,
     "DropRole": Milvus._drop_role,
+    "GetLoadState": Milvus._load_state,
     "GetVersion": Milvus._version,
     "HasCollection": Milvus._has,
     "Insert": Milvus._insert,

@@ -169,13 +169,22 @@ class Processes(VirtualTimeLoop):
 
     def bury(self) -> None:
         """Let go of what died in mid-step; nothing may run after this."""
+        asyncio.events._set_running_loop(self)
         for task in self._owners:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-                for _ in range(5):
-                    with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
-                        break
+                # As if it ran: what it does in its ``finally`` begins, and gets nowhere.
+                asyncio.tasks._enter_task(self, task)
+                _close(task.get_coro())
+                asyncio.tasks._leave_task(self, task)
+        asyncio.events._set_running_loop(None)
+
+
+def _close(coroutine: Any) -> None:
+    for _ in range(10):
+        with contextlib.suppress(BaseException):
+            coroutine.close()
+            return
 
 
 def _gated(handle: Any) -> Any:

@@ -1,7 +1,7 @@
 """What the log means: the state that every cluster must come to, and every state on the way there.
 
-Decision made here: the log's entries are carried out one by one, in their order, on a model of a Milvus to which nothing
-ever happens. What that model refuses is void; what a curse made some clusters refuse is void if the log says so.
+Decision made here: the log's entries are carried out one by one, in their order, on a model of a Milvus to which
+nothing ever happens. What that model refuses is void; what a curse made clusters refuse is void if the log says so.
 """
 
 from __future__ import annotations

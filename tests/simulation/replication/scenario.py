@@ -113,8 +113,8 @@ _SETTINGS: Final = {
         log="memory",
         ack=ack,
         bounded_s=0.5,
-        apply_timeout_s=0.25,
-        lease_s=0.45,
+        apply_timeout_s=0.5,
+        lease_s=0.3,
         settle_s=SETTLE_S,
         batch_bytes=batch,
         watermark_s=1.0,
@@ -164,10 +164,11 @@ def _prologue(scenario: Scenario) -> None:
 
 def _operations(scenario: Scenario, roll: _Roll) -> float:
     gap = (0.0, 0.01, 0.05, 0.12)[int(roll() * 4)]
-    busy = roll() < 0.5  # nearly all writes go to one collection, so that batches are made
+    changing = 0.12 if roll() < 0.8 else 0.6  # how often collections, aliases and the like change
     at = 0.0
     for _ in range(_OPERATIONS):
-        operation = _operation(scenario, roll, len(scenario.operations), busy)
+        number = len(scenario.operations)
+        operation = _ddl(roll, number) if roll() < changing else _rows(scenario, roll, number)
         if roll() < 0.35:
             operation.ack = ACKS[int(roll() * 4)]
         if roll() < 0.3:
@@ -179,31 +180,28 @@ def _operations(scenario: Scenario, roll: _Roll) -> float:
     return max(at, 0.15)
 
 
-def _operation(scenario: Scenario, roll: _Roll, number: int, busy: bool) -> Operation:
+def _rows(scenario: Scenario, roll: _Roll, number: int) -> Operation:
     kind = roll()
     count = 1 + int(roll() * 3)
     versions = tuple(100_000 + number * 10 + i for i in range(count))
-    if kind < 0.25:
+    if kind < 0.28:
         message = requests.rows("Insert", AUTO, None, versions)
         return Operation(number, "rows", "Insert", message, AUTO, versions=versions, auto=True)
-    if kind < 0.55:
+    if kind < 0.65:
         first = int(roll() * _KEYS)
         keys = [1 + (first + i) % _KEYS for i in range(count)]
         method = "Insert" if roll() < 0.3 else "Upsert"
         name = "other" if roll() < 0.08 else OWN
         return Operation(number, "rows", method, requests.rows(method, name, keys, versions), name, versions=versions)
-    if kind < 0.72:
+    if kind < 0.85:
         keys = [1 + int(roll() * _KEYS) for _ in range(count)]
         mark = 1_000_000 + number
         expression = f"k in {[*sorted(set(keys)), mark]}"
         return Operation(number, "keys", "Delete", requests.delete(OWN, expression), OWN, mark=mark)
-    if kind < 0.80 or (busy and kind < 0.9):
-        name = OWN if roll() < 0.7 else AUTO
-        low = 100_000 + 10 * int(roll() * number)
-        expression = f"version >= {low} and version < {low + 60}"
-        message = requests.delete(name, expression)
-        return Operation(number, "filter", "Delete", message, name, expression=expression)
-    return _ddl(roll, number)
+    name = OWN if roll() < 0.7 else AUTO
+    low = 100_000 + 10 * int(roll() * number)
+    expression = f"version >= {low} and version < {low + 60}"
+    return Operation(number, "filter", "Delete", requests.delete(name, expression), name, expression=expression)
 
 
 def _ddl(roll: _Roll, number: int) -> Operation:
@@ -233,8 +231,8 @@ def _ddl(roll: _Roll, number: int) -> Operation:
 
 
 _SERVER_FAULTS: Final = (
-    "crash", "crash", "crash", "stop", "stop", "stop", "slow", "slow", "blocked", "flaky", "mute", "mute", "reset", "reset",
-    "arm", "arm", "arm", "not ready", "drain",
+    "crash", "crash", "crash", "stop", "stop", "stop", "slow", "slow", "blocked", "flaky", "mute", "mute", "reset",
+    "reset", "arm", "arm", "arm", "not ready", "drain", "drain", "drain",
 )  # fmt: skip
 _PROCESS_FAULTS: Final = ("die", "die", "stop process", "stop process", "close")
 _LOG_FAULTS: Final = ("log down", "log lost", "log slow")
@@ -252,15 +250,43 @@ def _faults(scenario: Scenario, roll: _Roll, span: float) -> None:
         fault = Fault(span * roll(), what, int(roll() * scenario.processes), 0.05 + 1.2 * roll() * roll())
         fault.count = int(roll() * 60)
         scenario.faults.append(fault)
-    if roll() < 0.25:
+    if roll() < 0.3:
+        _zombies(scenario, roll, span)
+    for _ in range(1 + int(roll() * 2) if roll() < 0.3 else 0):
         what = _LOG_FAULTS[int(roll() * len(_LOG_FAULTS))]
         who = None if roll() < 0.5 else int(roll() * scenario.processes)
-        scenario.faults.append(Fault(span * roll(), what, who, 0.02 + 0.8 * roll() * roll()))
-    if roll() < 0.2:
-        able = [one for _, _, one in scenario.operations if one.marks]
-        name = names[int(roll() * scenario.clusters)]
-        if able and name != scenario.safe:
-            operation = able[int(roll() * len(able))]
-            scenario.curses.append((operation, name, "refuses" if roll() < 0.6 else "dies"))
-            if roll() < 0.2 and not scenario.safe:
-                scenario.curses = [(operation, other, "refuses") for other in names]
+        scenario.faults.append(Fault(span * roll(), what, who, 0.02 + 0.5 * roll() * roll()))
+    if roll() < 0.25:
+        _curse(scenario, roll)
+
+
+def _zombies(scenario: Scenario, roll: _Roll, span: float) -> None:
+    """A cluster stops with requests in its hands, and whoever sent them stops, dies or closes meanwhile."""
+    name = "ABC"[int(roll() * scenario.clusters)]
+    if name == scenario.safe:
+        return
+    at, for_s = span * roll(), 0.1 + 0.5 * roll()
+    scenario.faults.append(Fault(at, "stop" if roll() < 0.7 else "slow", name, for_s))
+    for who in range(scenario.processes):
+        if roll() < 0.7:
+            what = _PROCESS_FAULTS[int(roll() * len(_PROCESS_FAULTS))]
+            scenario.faults.append(Fault(at + 0.5 * roll() * roll(), what, who, 0.05 + 1.5 * roll()))
+
+
+def _curse(scenario: Scenario, roll: _Roll) -> None:
+    """One cluster refuses an operation for good or dies of it; another one may die having carried it out."""
+    names = "ABC"[: scenario.clusters]
+    if any(one.method == "CreateAlias" for _, _, one in scenario.operations):
+        return  # a collection that has stopped on one cluster may be another one there: its aliases differ
+    able = [(at, one) for at, _, one in scenario.operations if one.marks]
+    name = names[int(roll() * scenario.clusters)]
+    if not able or name == scenario.safe:
+        return
+    at, operation = able[int(roll() * len(able))]
+    scenario.curses.append((operation, name, "refuses" if roll() < 0.7 else "dies"))
+    if roll() < 0.2 and not scenario.safe:
+        scenario.curses = [(operation, other, "refuses") for other in names]
+    elif roll() < 0.5:
+        other = names[int(roll() * scenario.clusters)]
+        if other not in (name, scenario.safe):
+            scenario.faults.append(Fault(at, "arm" if roll() < 0.7 else "crash", other, 0.2 + roll()))

@@ -23,7 +23,7 @@ from tests.simulation.replication.milvus import OWN_PREFIX, Milvus, Refused
 from tests.simulation.replication.processes import Process, Processes, current
 
 #: How long a server works on a request whose connection has died, seconds.
-SETTLE_S: Final = 0.3
+SETTLE_S: Final = 0.1
 _HOP_S: Final = 0.002
 _AGAIN_S: Final = 0.03
 
@@ -61,7 +61,8 @@ class Flight:
     """
 
     __slots__ = (
-        "answered", "database", "done", "lost", "message", "method", "process", "server", "timeout_s", "timer", "until",
+        "answered", "database", "done", "lost", "message", "method", "own", "process", "server", "timeout_s", "timer",
+        "until",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +75,8 @@ class Flight:
         self.database = database
         self.timeout_s = timeout_s
         self.answered: asyncio.Future[Delivery] = server.world.loop.create_future()
+        #: It is about haclient's own collection, not about a user's.
+        self.own = getattr(milvus.parse(method.name, message), "collection_name", "").startswith(OWN_PREFIX)
         self.lost = False
         self.done = False
         self.until = float("inf")
@@ -103,7 +106,9 @@ class Flight:
             self.give_up()
 
     def __str__(self) -> str:
-        return f"{self.method.name} {sorted(marks(self.method.name, self.message))} of {self.process.name}"
+        name = getattr(milvus.parse(self.method.name, self.message), "collection_name", "")
+        told = sorted(marks(self.method.name, self.message)) or ""
+        return f"{self.method.name} {name} {told} of {self.process.name}"
 
 
 class Server:
@@ -266,6 +271,9 @@ class Server:
             if self.refuses and not self.refuses.isdisjoint(marks(name, flight.message)):
                 raise Refused(1100, "the length exceeds max length of the field")
             reply = self.milvus.execute(name, flight.message, flight.database)
+            if twice := self.milvus.twice:
+                world.violated("duplicate", f"{self.name} has keys {sorted(twice)} twice after {flight}")
+                twice.clear()
         except Refused as error:
             if world.trace:
                 world.say(f"{self.name} refuses {flight}: {error}")
