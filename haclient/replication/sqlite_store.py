@@ -249,7 +249,7 @@ class Store:
                 raise self._file.damaged(found)
 
     def _do(self, statement: str, *values: object) -> sqlite3.Cursor:
-        return self.connection.execute(statement, values)  # type: ignore[arg-type]
+        return self.connection.execute(statement, values)
 
     def _one(self, statement: str, *values: object) -> tuple[Any, ...]:
         """Return the only row, () if there is none."""
