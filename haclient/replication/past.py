@@ -91,15 +91,16 @@ class Past:
             evicted = _put(self._wrote, stream, seq)
             self._floor = max(self._floor, evicted or 0)
 
-    def saw(self, name: Stream, cluster: str, now: float) -> None:
-        """Note that a cluster has just answered a read of the session.
+    def saw(self, name: Stream, cluster: str | None, now: float) -> None:
+        """Note that a read of the session has just been answered.
 
         Args:
             name: Database and collection, as it was asked for.
-            cluster: Name of the cluster.
+            cluster: Name of the cluster that has answered; None if it may lack what another one has shown before (the
+                read did not ask for it).
             now: Loop time.
         """
-        evicted = _put(self._sights, name, Sight(mark(cluster), now))
+        evicted = _put(self._sights, name, Sight(mark(cluster) if cluster is not None else _SEVERAL, now))
         if evicted is not None:
             at = max(evicted.at, self._earlier.at) if self._earlier else evicted.at
             self._earlier = Sight(_SEVERAL, at)

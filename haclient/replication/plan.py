@@ -25,6 +25,7 @@ from haclient.milvus.requests import Facts
 from haclient.milvus.timestamps import BOUNDED, EVENTUALLY, SESSION, SPECIAL, STRONG, TOKEN, effective_level
 from haclient.replication.log import BARRIER, Stream
 from haclient.replication.past import Past, mark
+from haclient.replication.progress import Progress
 from haclient.replication.token import seq_of
 
 if TYPE_CHECKING:
@@ -146,8 +147,20 @@ class Plan:
 
     def answered(self, call: Call, cluster: str) -> None:
         """Note in the session that a cluster has just answered."""
-        if self._facts.reads_rows:
-            self._past.saw((call.database, call.collection), cluster, self._reader.loop.time())
+        if not self._facts.reads_rows:
+            return
+        name, progress = (call.database, call.collection), self._reader.progress
+        sight = self._past.sight(name)
+        going_on = sight is None or mark(cluster) == sight.cluster
+        if sight is not None and not going_on and self._reader.known(*name) is not None:
+            # It may have been a read that did not ask for what the session has seen.
+            going_on = progress.fresh_at > sight.at and self._has_all_of(sight.at, cluster, progress)
+        self._past.saw(name, cluster if going_on else None, self._reader.loop.time())
+
+    def _has_all_of(self, moment: float, cluster: str, progress: Progress) -> bool:
+        """Say whether a cluster has all that was in the log at a moment."""
+        streams = (self._stream or BARRIER, BARRIER)
+        return all(progress.has(cluster, one, progress.by(one, moment)) for one in streams)
 
     def lag(self, cluster: str) -> str:
         """Say in words how far a cluster is behind."""
@@ -167,7 +180,7 @@ class Plan:
 
     def _shows(self, cluster: str) -> bool:
         """Say whether a cluster can show what has to be seen."""
-        reader, streams = self._reader, (self._stream or BARRIER, BARRIER)
+        reader = self._reader
         # Where the log ends only the log can say.
         progress = reader.logged if self._level == STRONG else reader.progress
         if not reader.fit(cluster):
@@ -175,14 +188,14 @@ class Plan:
         if self._level == BOUNDED:
             bound = reader.bounded_s
             heard = reader.loop.time() - progress.fresh_at <= bound
-            return heard and all(progress.stale_s(cluster, one) <= bound for one in streams)
+            return heard and all(progress.stale_s(cluster, one) <= bound for one in (self._stream or BARRIER, BARRIER))
         if not all(progress.has(cluster, stream, seq) for stream, seq in self._needs):
             return False
         moment = self._moment
         if moment is None or mark(cluster) == self._last:
             return True
         heard = progress.fresh_at > moment or (self._heard and progress is reader.logged)
-        return heard and all(progress.has(cluster, one, progress.by(one, moment)) for one in streams)
+        return heard and self._has_all_of(moment, cluster, progress)
 
     async def ready(self, call: Call) -> None:
         """Wait until the call's next attempt may be made.
