@@ -14,8 +14,9 @@ import secrets
 from typing import TYPE_CHECKING, Final, final
 
 from haclient.call import STATUS_NONE, Kind, Metadata, Method, Reply
-from haclient.core import Core, Exchange, winner
+from haclient.core import Core, winner
 from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavailable, WireError
+from haclient.exchange import Exchange
 from haclient.milvus import messages
 from haclient.milvus.methods import HEALTH, SERVICE, SEVERAL_CLUSTERS, method
 from haclient.proxy.admission import Admission

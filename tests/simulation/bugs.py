@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from haclient.call import Action
-from haclient.core import Core, Exchange
+from haclient.core import Core
 from haclient.errors import AttemptTimeout
+from haclient.exchange import Exchange
 from haclient.fleet import breaker
 from haclient.fleet.balancer import Balancer
 from haclient.fleet.breaker import Gate

@@ -5,7 +5,7 @@ import gc
 from types import SimpleNamespace
 
 from haclient.call import Call
-from haclient.core import Exchange
+from haclient.exchange import Exchange
 from haclient.milvus.methods import named
 
 
