@@ -236,7 +236,7 @@ async def produce(survival: Survival, failure: str, said: dict[Ack, Cell]) -> No
 async def produce_lost_log(survival: Survival, failure: str, said: dict[Ack, Cell]) -> None:
     """The processes die with the log, and begin with a new one."""
     fleet = survival.fleet
-    before = {level: set(keys) for level, keys in survival.written.items()}
+    before = {level: set(survival.written[level]) for level in ACKS}
     await survival.write_with_few()
     await survival.aclose()
     await asyncio.gather(*(proxy.kill() for proxy in fleet.proxies))
@@ -253,10 +253,12 @@ async def produce_lost_log(survival: Survival, failure: str, said: dict[Ack, Cel
         assert cell.again == NEW_LOG
     await survival.heal()
     await asyncio.gather(*(proxy.start() for proxy in fleet.proxies))
-    if LOG_LOST[failure]:
-        await fleet.command("reseed", fleet.servers[0].name, "--from", fleet.servers[1].name, "--yes")
-    donor = fleet.servers[1 if LOG_LOST[failure] else 0].name
-    await fleet.command("verify", "--repair", "--adopt", "--from", donor)
+    # Who could be reached longest has all that is left, and the others are copied from it.
+    donor = fleet.servers[1 if LOG_LOST[failure] else 0]
+    for server in fleet.servers:
+        if server is not donor:
+            await fleet.command("reseed", server.name, "--from", donor.name, "--yes")
+    await fleet.command("verify", "--adopt")
     await survival.start_anew()
     for level in said:
         assert await survival.write(level, PATIENCE_S), f"{failure}: {level} is acknowledged with a new log"

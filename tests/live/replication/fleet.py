@@ -52,7 +52,7 @@ BOUNDED_S: Final = 5.0
 #: Time after which another process takes over from one that has gone silent, seconds.
 LEASE_S: Final = 1.5
 #: Size of the file system under the log whose disk is to be full.
-_DISK_BYTES: Final = 64 << 20
+_DISK_BYTES: Final = 192 << 20
 #: How long clusters may take to catch up once all is well, seconds.
 PATIENCE_S: Final = 120.0
 
