@@ -127,6 +127,8 @@ async def reseed(
     names = [member.name for member in clusters.members()]
     if cluster not in names:
         raise ConfigError(f"there is no cluster {cluster!r}; write one of {', '.join(names)}")
+    if only_if_needed and (await position_of(log, cluster)).standing not in WAITING:
+        return Advance("")
     await choose(log, clusters, cluster, donor)
 
     async def work(hold: Hold) -> Advance:
@@ -172,11 +174,11 @@ class _Reseeding:
 
     async def run(self, donor: str) -> Advance:
         """Copy everything, and give the cluster back to its applier."""
-        unclean = self._hold.position.open
+        unclean_s = self._hold.position.open
         if not await self._resume(donor):
             await self._begin(await choose(self._log, self._clusters, self._cluster, donor))
-        if unclean:
-            await self._target.rest(max(self._settings.settle_s, self._settings.apply_timeout_s))
+        if unclean_s:
+            await self._target.rest(max(self._settings.settle_s, unclean_s))
         await self._target.change(structure.drop_collection(watermarks.COLLECTION, ""), "")
         try:
             await self._copy_all()
@@ -216,7 +218,8 @@ class _Reseeding:
         await self._forget()
         while True:
             told = await position_of(self._log, donor)
-            position = self._hold.position = Position(low=told.low, standing=Standing.RESEEDING, open=True)
+            open_s = self._settings.apply_timeout_s
+            position = self._hold.position = Position(low=told.low, standing=Standing.RESEEDING, open=open_s)
             position.parked = dict(told.parked)
             job = orjson.dumps({"donor": donor, "in_place": self._in_place})
             await self._hold.move({self._fact(): job})
@@ -369,7 +372,7 @@ class _Reseeding:
                 position.parked[stream] = Parked(seq + 1, reason)
             elif seq > position.low:
                 position.ahead[stream] = seq
-        position.standing, position.begun, position.open = Standing.AWAY, bounds.head, False
+        position.standing, position.begun, position.open = Standing.AWAY, bounds.head, 0.0
         await self._hold.move({self._fact(): None})
         await self._forget()
 

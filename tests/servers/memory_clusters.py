@@ -103,6 +103,7 @@ class MemoryClusters:
         down: Those that do not answer.
         hook: See `Hook`.
         sent: Every change that was delivered: cluster and method.
+        step_s: Time that a request takes.
     """
 
     def __init__(self, *names: str) -> None:
@@ -111,12 +112,13 @@ class MemoryClusters:
         self.down: set[str] = set()
         self.hook: Hook | None = None
         self.sent: list[tuple[str, str]] = []
+        self.step_s = _STEP_S
 
     def members(self) -> Sequence[Member]:
         return [Member(name, name in self.drained, Flavour.REAL, "2.3.5") for name in self.servers]
 
     async def deliver(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> Delivery:
-        await asyncio.sleep(_STEP_S)
+        await asyncio.sleep(self.step_s)
         self.sent.append((cluster, method.name))
         if cluster in self.down:
             return Delivery(Outcome.LATER, reason="nobody listens", sent=False)
@@ -134,7 +136,7 @@ class MemoryClusters:
             return Delivery(Outcome.REFUSED, reply, error.reason, error.code, sent=False)
 
     async def ask(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> bytes:
-        await asyncio.sleep(_STEP_S)
+        await asyncio.sleep(self.step_s)
         if cluster in self.down:
             await asyncio.sleep(timeout_s)
             raise Unavailable(f"{cluster}: no answer")
@@ -144,14 +146,14 @@ class MemoryClusters:
             raise CallError(error.reason, code=error.code) from None
 
 
-def collection(name: str, *, text_keys: bool = False, description: str = "") -> bytes:
-    """A CreateCollectionRequest: ``id``, ``text`` and a vector of two."""
-    schema = schema_pb2.CollectionSchema(name=name, description=description)
-    key = schema.fields.add(name="id", is_primary_key=True)
+def collection(name: str, *, text_keys: bool = False, auto_id: bool = False, column: str = "text") -> bytes:
+    """A CreateCollectionRequest: ``id``, a text and a vector of two."""
+    schema = schema_pb2.CollectionSchema(name=name)
+    key = schema.fields.add(name="id", is_primary_key=True, autoID=auto_id)
     key.data_type = schema_pb2.VarChar if text_keys else schema_pb2.Int64
     if text_keys:
         key.type_params.add(key="max_length", value="64")
-    schema.fields.add(name="text", data_type=schema_pb2.VarChar).type_params.add(key="max_length", value="64")
+    schema.fields.add(name=column, data_type=schema_pb2.VarChar).type_params.add(key="max_length", value="64")
     schema.fields.add(name="vector", data_type=schema_pb2.FloatVector).type_params.add(key="dim", value="2")
     message = milvus_pb2.CreateCollectionRequest(collection_name=name, schema=schema.SerializeToString())
     return bytes(message.SerializeToString())
@@ -168,13 +170,14 @@ def load(name: str) -> bytes:
     return bytes(milvus_pb2.LoadCollectionRequest(collection_name=name).SerializeToString())
 
 
-def rows(name: str, values: dict[Any, str]) -> bytes:
-    """An UpsertRequest of rows by key."""
+def rows(name: str, values: dict[Any, str], *, auto_id: bool = False, column: str = "text") -> bytes:
+    """An UpsertRequest (an InsertRequest is the same bytes) of rows by key, without the keys if haclient makes them."""
     message = milvus_pb2.UpsertRequest(collection_name=name, num_rows=len(values))
     text_keys = any(isinstance(key, str) for key in values)
-    keys = message.fields_data.add(field_name="id", type=schema_pb2.VarChar if text_keys else schema_pb2.Int64)
-    (keys.scalars.string_data if text_keys else keys.scalars.long_data).data.extend(values)
-    texts = message.fields_data.add(field_name="text", type=schema_pb2.VarChar)
+    if not auto_id:
+        keys = message.fields_data.add(field_name="id", type=schema_pb2.VarChar if text_keys else schema_pb2.Int64)
+        (keys.scalars.string_data if text_keys else keys.scalars.long_data).data.extend(values)
+    texts = message.fields_data.add(field_name=column, type=schema_pb2.VarChar)
     texts.scalars.string_data.data.extend(values.values())
     vectors = message.fields_data.add(field_name="vector", type=schema_pb2.FloatVector)
     vectors.vectors.dim = 2

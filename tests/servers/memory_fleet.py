@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import Any
 
-from pymilvus.grpc_gen import milvus_pb2
+from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient.config.replication import Replication
 from haclient.events import EventBus
@@ -53,12 +53,13 @@ class Fleet:
         reply = await self.process.write(named(name), message, (("haclient-ack", ack),), "", deadline)
         assert (reply.code == 0 and len(reply.message) < 100) or name in ("Insert", "Upsert"), reply
 
-    async def make(self, name: str, values: dict[Any, str], ack: str = "all") -> None:
-        await self.write("CreateCollection", memory.collection(name), ack)
+    async def make(self, name: str, values: dict[Any, str], ack: str = "all", **options: Any) -> None:
+        await self.write("CreateCollection", memory.collection(name, **options), ack)
         await self.write("CreateIndex", memory.index(name), ack)
         await self.write("LoadCollection", memory.load(name), ack)
         if values:
-            await self.write("Upsert", memory.rows(name, values), ack)
+            method = "Insert" if options.get("auto_id") else "Upsert"
+            await self.write(method, memory.rows(name, values, **options), ack)
 
     async def reseed(self, cluster: str, log: MemoryLog | None = None, **options: Any) -> Advance:
         return await reseed(
@@ -78,13 +79,23 @@ class Fleet:
 
     def differences(self) -> list[str]:
         """What the clusters do not have in common."""
-        (name, first), *others = [(name, server.snapshot()) for name, server in self.clusters.servers.items()]
+        (name, first), *others = [(name, _told(server.snapshot())) for name, server in self.clusters.servers.items()]
         return [
             f"{what}: {name} has {first.get(what)}, {other} has {theirs.get(what)}"
             for other, theirs in others
             for what in first.keys() | theirs.keys()
             if first.get(what) != theirs.get(what)
         ]
+
+
+def _told(snapshot: dict[Any, Any]) -> dict[Any, Any]:
+    """Leave out what a rename does not change, but a copy does."""
+    for one in snapshot.values():
+        if isinstance(one, dict) and "schema" in one:
+            schema = schema_pb2.CollectionSchema.FromString(one["schema"][0])
+            schema.ClearField("name")
+            one["schema"] = (schema.SerializeToString(), one["schema"][1])
+    return snapshot
 
 
 def drop(name: str) -> bytes:

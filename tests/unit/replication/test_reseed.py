@@ -6,55 +6,75 @@ import asyncio
 import random
 
 import pytest
+from pymilvus.grpc_gen import milvus_pb2
 
 from haclient.errors import ConfigError, LogUnavailable
 from haclient.replication.clusters import Delivery, Outcome
-from haclient.replication.hold import position_of
-from haclient.replication.position import Standing
+from haclient.replication.hold import Hold, HoldLost, position_of
+from haclient.replication.position import Position, Standing
 from haclient.replication.reseed import RESEED
 from haclient.replication.site import SiteFailed
 from tests import virtual_time
 from tests.servers import memory_clusters as memory
 from tests.servers.memory_fleet import Fleet, alias, drop, rename
-from tests.servers.memory_log import MemoryLog
+from tests.servers.memory_log import MemoryLog, MemoryStore
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_an_emptied_cluster_is_filled_while_writes_and_schema_changes_go_on(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(40))
+def test_an_emptied_cluster_is_filled_while_rows_and_collections_change(seed: int) -> None:
     async def scenario() -> None:
         async with Fleet("a", "b", seed=seed) as fleet:
             for name in ("docs", "notes", "old"):
                 await fleet.make(name, {key: f"{name} {key}" for key in range(300)})
+            await fleet.make("made", dict.fromkeys(range(30), ""), auto_id=True)
             await fleet.in_sync()
-            fleet.clusters.servers["b"] = memory.PagedMilvus(seed)
-            writing = asyncio.create_task(writes(fleet))
-            await fleet.reseed("b")
-            await writing
+            empty(fleet, "b")
+            fleet.clusters.step_s = 0.01
+            fleet.clusters.hook = slow_donor
+            work = asyncio.create_task(fleet.reseed("b"))
+            while (await position_of(fleet.log, "b")).standing is not Standing.RESEEDING:
+                await asyncio.sleep(0.01)
+            await asyncio.gather(rows_change(fleet, rng), collections_change(fleet, rng))
+            await work
             await fleet.in_sync()
             assert fleet.differences() == []
-            assert len(fleet.clusters.servers["a"].collections) >= 3
             assert not await fleet.log.facts(RESEED)
 
-    async def writes(fleet: Fleet) -> None:
-        rng = random.Random(seed)
-        for turn in range(80):
-            await asyncio.sleep(rng.random() * 0.01)
-            name = rng.choice(("docs", "notes"))
-            keys = rng.sample(range(400), 3)
-            if rng.random() < 0.3:
-                await fleet.write("Delete", memory.delete(name, keys), "one")
-            else:
-                await fleet.write("Upsert", memory.rows(name, dict.fromkeys(keys, f"turn {turn}")), "one")
-            if turn == 20:
-                await fleet.write("DropCollection", drop("old"), "one")
-            if turn == 30:
-                await fleet.make("new", {1: "one"}, "one")
-                await fleet.write("CreateAlias", alias("new", "latest"), "one")
-            if turn == 50:
-                await fleet.write("RenameCollection", rename("notes", "memos"), "one")
-                await fleet.write("RenameCollection", rename("memos", "notes"), "one")
+    rng = random.Random(seed)
+
+    async def slow_donor(cluster: str, method: str, message: bytes) -> Delivery | None:
+        # What is in the log is not yet in the donor.
+        await asyncio.sleep(rng.random() * 0.1 if cluster == "a" else 0)
+        return None
 
     virtual_time.run(scenario(), seed)
+
+
+async def rows_change(fleet: Fleet, rng: random.Random) -> None:
+    for turn in range(60):
+        await asyncio.sleep(rng.random() * 0.05)
+        keys = rng.sample(range(400), 3)
+        if rng.random() < 0.3:
+            await fleet.write("Delete", memory.delete("notes", keys), "log")
+        else:
+            await fleet.write("Upsert", memory.rows("notes", dict.fromkeys(keys, f"turn {turn}")), "log")
+        await fleet.write("Insert", memory.rows("made", {turn: "new"}, auto_id=True), "log")
+
+
+async def collections_change(fleet: Fleet, rng: random.Random) -> None:
+    async def some(name: str, message: bytes) -> None:
+        await asyncio.sleep(rng.random() * 0.5)
+        await fleet.write(name, message, "one")
+
+    await some("CreateAlias", alias("docs", "latest"))
+    await some("Upsert", memory.rows("docs", {1: "before it was dropped"}))
+    await some("DropAlias", bytes(milvus_pb2.DropAliasRequest(alias="latest").SerializeToString()))
+    await some("DropCollection", drop("docs"))
+    await fleet.make("docs", {1: "another column"}, "one", column="words")
+    await some("CreateAlias", alias("docs", "latest"))
+    await some("RenameCollection", rename("old", "older"))
+    await some("RenameCollection", rename("docs", "old"))
+    await fleet.make("docs", {2: "again"}, "one")
 
 
 async def filled(seed: int = 0, *names: str, rows: int = 200) -> Fleet:
@@ -73,31 +93,39 @@ def empty(fleet: Fleet, name: str) -> None:
 @pytest.mark.parametrize("seed", range(25))
 def test_a_reseed_that_is_killed_again_and_again_goes_on_where_it_stopped(seed: int) -> None:
     async def scenario() -> None:
-        fleet = await filled(seed)
+        fleet = await filled(seed, rows=1_500)
         rng = random.Random(seed)
         empty(fleet, "b")
-        lows, rows, done = set(), [], None
+        fleet.clusters.step_s = 0.02
+        written: list[int] = []
+
+        async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
+            if (cluster, method) == ("b", "Upsert") and b"_haclient" not in message:
+                written.append(milvus_pb2.UpsertRequest.FromString(message).num_rows)
+            return None
+
+        fleet.clusters.hook = hook
+        lows, kills = set(), 0
         for _ in range(200):
-            fresh: list[int] = []
             dead = asyncio.Event()
-            work = asyncio.create_task(
-                fleet.reseed("b", log=mortal(fleet, dead), report=lambda now, fresh=fresh: fresh.append(now.fresh))
-            )
-            await asyncio.wait([work], timeout=rng.uniform(4.8, 5.6))
-            await fleet.write("Upsert", memory.rows("docs", {rng.randrange(300): f"turn {len(rows)}"}), "one")
-            rows.append(max(fresh, default=0))
-            if work.done():
-                done = work.result()
+            work = asyncio.create_task(fleet.reseed("b", log=mortal(fleet, dead)))
+            await asyncio.wait([work], timeout=rng.uniform(0.2, 0.9) + 6.5 * bool(kills))
+            position = await position_of(fleet.log, "b")
+            if work.done() or (kills and position.standing is not Standing.RESEEDING):
                 break
-            lows.add((await position_of(fleet.log, "b")).low)
+            kills += 1
+            await fleet.write("Upsert", memory.rows("docs", {rng.randrange(300): f"turn {kills}"}), "one")
+            lows.add(position.low)
             dead.set()
             work.cancel()
             await asyncio.wait([work])
-        assert done is not None
-        # Every row is copied once, but for those of pages that were under way when it was killed.
-        assert len(lows - {0}) <= 2
-        assert done.rows >= 200
-        assert sum(rows) <= 2 * done.rows
+        dead.set()
+        work.cancel()
+        await asyncio.wait([work])
+        # Every row is copied once, but for those of the page that was under way when it was killed.
+        assert kills
+        assert len(lows) <= 2
+        assert 1_500 <= sum(written) <= 1_500 + kills * max(written)
         await fleet.in_sync()
         assert fleet.differences() == []
         await fleet.__aexit__()
@@ -121,11 +149,13 @@ def test_a_page_that_went_unanswered_cannot_land_after_what_came_later() -> None
         fleet = await filled()
         loop = asyncio.get_running_loop()
         late: list[float] = []
+        sent: list[str] = []
 
         async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
             position = await position_of(fleet.log, "b")
-            if (cluster, method) != ("b", "Upsert") or late or position.standing is not Standing.RESEEDING:
+            if (cluster, method) != ("b", "Upsert") or sent or position.standing is not Standing.RESEEDING:
                 return None
+            sent.append(method)
 
             def land() -> None:
                 late.append(loop.time())
@@ -301,6 +331,47 @@ def test_a_place_that_was_trimmed_away_is_told() -> None:
             await fleet.write("Upsert", memory.rows("docs", {turn: "newer"}), "one")
         with pytest.raises(SiteFailed, match=r"no longer in the log: .* Raise replication\.max_entries"):
             await work
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_who_has_lost_the_cluster_changes_nothing_more() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        log = MemoryLog(MemoryStore())
+        lease = await log.acquire("apply/b", "one", 1.0)
+        assert lease is not None
+        hold = Hold(log, "b", lease, Position(), loop)
+        hold.check()
+        await asyncio.sleep(1.1)
+        with pytest.raises(HoldLost, match="has run out"):
+            hold.check()
+        assert await log.acquire("apply/b", "other", 1.0) is not None
+        with pytest.raises(HoldLost, match="another process has taken cluster b over"):
+            await hold.move()
+        assert await log.facts() == {}
+
+    virtual_time.run(scenario())
+
+
+def test_a_second_reseed_waits_for_the_first_and_gives_up() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        fleet.clusters.step_s = 2.0
+        work = asyncio.create_task(fleet.reseed("b"))
+        while (await position_of(fleet.log, "b")).standing is not Standing.RESEEDING:
+            await asyncio.sleep(0.1)
+        with pytest.raises(HoldLost, match="another reseed or repair may be running"):
+            await fleet.reseed("b")
+        await work
+        fleet.clusters.step_s = 0.001
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        # One that is not needed any more is not done.
+        sent = len(fleet.clusters.sent)
+        assert (await fleet.reseed("b", only_if_needed=True)).donor == ""
+        assert "DropCollection" not in [method for _, method in fleet.clusters.sent[sent:]]
         await fleet.__aexit__()
 
     virtual_time.run(scenario())
