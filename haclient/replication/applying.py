@@ -16,7 +16,7 @@ from haclient.milvus.status import Flavour
 from haclient.replication import creation, loads
 from haclient.replication.batching import MERGED, Keys, request
 from haclient.replication.clusters import Delivery, Outcome
-from haclient.replication.log import Entry
+from haclient.replication.log import Entry, Stream
 from haclient.replication.refusals import Refusal, Verdict, refuse
 from haclient.replication.schedule import Batch
 from haclient.replication.shared import Shared
@@ -56,6 +56,8 @@ class Applying:
         self._keys = Keys()
         self._backoff = Backoff(shared.rng)
         self._tasks: dict[asyncio.Task[None], Batch] = {}
+        #: How long the cluster may work on the request under way of each stream, seconds.
+        self._under_way: dict[Stream, float] = {}
         self._sending = 0
         self._calm = asyncio.Event()
         self._calm.set()
@@ -126,13 +128,21 @@ class Applying:
         method, message = request(batch, flavour)
         creates = method.name == "CreateCollection"
         existed = creates and (batch.again or await creation.exists(clusters, cluster, first, timeout_s))
-        if not self._term.holds():
+        self._under_way[batch.stream] = timeout_s
+        if not await self._term.may_send():
+            del self._under_way[batch.stream]
             return None
         self._term.position.begun = max(self._term.position.begun, batch.last)
+        # Cancelled here, it stays under way.
         delivery = await clusters.deliver(cluster, method, message, first.database, timeout_s)
+        del self._under_way[batch.stream]
         if creates and delivery.outcome is Outcome.DONE:
             return await creation.check(clusters, cluster, first, existed=existed, timeout_s=timeout_s)
         return delivery
+
+    def longest_s(self) -> float:
+        """Return how long the cluster may still work on the requests under way, seconds; 0 if there are none."""
+        return max(self._under_way.values(), default=0.0)
 
     def _timeout_s(self, batch: Batch) -> float:
         base = self._shared.settings.apply_timeout_s

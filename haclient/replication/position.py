@@ -60,7 +60,8 @@ class Position:
             lately, and under the barrier one for all others, if it is known.
         standing: What the cluster is to the others.
         begun: Highest entry that may have been begun; of a cluster that is away none above it is.
-        open: Somebody may have requests under way to the cluster: whoever takes over has to let them come to rest.
+        open: How long the cluster may still work on requests that somebody has under way, seconds; 0 if there are none.
+            Whoever takes over has to let them come to rest.
         epoch: Epoch of the lease of whoever wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
         marked: What ``low`` was when the cluster's own mark was last written into it; see `watermark.lost`.
@@ -72,7 +73,7 @@ class Position:
     timestamps: dict[Stream, int] = field(default_factory=dict)
     standing: Standing = Standing.IN_SYNC
     begun: int = 0
-    open: bool = False
+    open: float = 0.0
     epoch: int = 0
     blocked: str = ""
     marked: int = 0
@@ -117,7 +118,7 @@ class Position:
                 timestamps={stream_of(text): one for text, one in known["timestamps"].items()},
                 standing=Standing(known["standing"]),
                 begun=known["begun"],
-                open=known["open"],
+                open=float(known["open"]),
                 epoch=known["epoch"],
                 blocked=known["blocked"],
                 marked=known["marked"],

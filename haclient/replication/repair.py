@@ -146,16 +146,17 @@ class Repairer:
 
         async def work(hold: Hold) -> None:
             position = hold.position
-            position.standing, was_open, position.open = Standing.RESEEDING, position.open, True
+            settings, unclean_s = self._verifier.settings, position.open
+            position.standing, position.open = Standing.RESEEDING, max(unclean_s, settings.apply_timeout_s)
             await hold.move()
             target = self._verifier.site(cluster, hold.check)
-            if was_open:
-                await target.rest(self._verifier.settings.settle_s)
+            if unclean_s:
+                await target.rest(max(settings.settle_s, unclean_s))
             for donor in {donor for _, donor in wrong}:
                 await wait_applied(log, donor, stream, position.applied(stream), self._loop)
             await self._write(target, shape, wrong, done)
             position.begun = max(position.begun, (await log.bounds()).head)
-            position.standing, position.open = Standing.AWAY, False
+            position.standing, position.open = Standing.AWAY, 0.0
             await hold.move()
 
         await held(log, cluster, self._holder, self._verifier.settings.lease_s, self._loop, work)

@@ -63,7 +63,7 @@ class Term:
         self._shared = shared
         self._cluster = cluster
         self._lease = lease
-        self._unclean = position.open
+        self._unclean_s = position.open
         if position.open:
             position.begun = max(position.begun, head)
         self._schedule = Schedule(position, position.begun)
@@ -77,7 +77,9 @@ class Term:
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
         self._trouble = ""
-        self._quiet_s = 0.0
+        self._quiet_s = self._resting_s = 0.0
+        #: As long as it applies, it may send a batch of rows at any moment.
+        self._least_s = settings.apply_timeout_s
         self._closing = False
 
     # What those who work on a batch need.
@@ -129,9 +131,9 @@ class Term:
         """
         position = self.position
         position.epoch = self._lease.epoch
-        position.open = True
         position.standing = Standing.AWAY
-        self.trouble("its applier has just begun", self._shared.settings.settle_s if self._unclean else 0.0)
+        quiet_s = max(self._unclean_s, self._shared.settings.settle_s) if self._unclean_s else 0.0
+        self.trouble("its applier has just begun", quiet_s)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._renew())
@@ -150,7 +152,7 @@ class Term:
 
     async def close(self) -> bool:
         """Write down where the successor goes on; returns whether nothing was left under way."""
-        self.position.open = self._schedule.busy or bool(self._quiet_s)
+        self._least_s = 0.0
         try:
             await self._write()
         except (LogUnavailable, LeaseLost):
@@ -223,10 +225,10 @@ class Term:
             while not await self._answers():
                 tries += 1
                 await asyncio.sleep(self._backoff.of(tries))
-            quiet_s, self._quiet_s = self._quiet_s, 0.0
-            if not quiet_s:
+            self._resting_s, self._quiet_s = self._quiet_s, 0.0
+            if not self._resting_s:
                 break
-            await asyncio.sleep(quiet_s)
+            await asyncio.sleep(self._resting_s)
         if self.position.blocked:
             await asyncio.sleep(self._backoff.next())
         else:
@@ -332,8 +334,22 @@ class Term:
             return False
         return True
 
+    async def may_send(self) -> bool:
+        """Say whether the lease still runs, once it is written down how long what is under way may be worked on."""
+        if self._rest_s() > self.position.open:
+            try:
+                await self._surely(self._write)
+            except LeaseLost:
+                return False
+        return self.holds()
+
+    def _rest_s(self) -> float:
+        """Return how long the cluster may still work on what it was sent, seconds."""
+        return max(self._least_s, self._applying.longest_s(), self._quiet_s, self._resting_s)
+
     async def _write(self) -> None:
         async with self._writing:
+            self.position.open = self._rest_s()
             value = self.position.encode()
             if not await self._shared.log.put({POSITION + self._cluster: value}, lease=self._lease):
                 raise LeaseLost("another process has it")
