@@ -95,7 +95,7 @@ class Applying:
         self._term.wake()
 
     async def calm(self) -> None:
-        """Wait until no request is under way; batches that wait for a verdict or for another try may be left."""
+        """Wait until no request is under way, and what was done is noted; batches that wait for a verdict may be left."""
         await self._calm.wait()
 
     async def cancel(self) -> None:
@@ -113,6 +113,8 @@ class Applying:
         self._calm.clear()
         try:
             delivery = await self._deliver(batch, flavour, timeout_s)
+            if delivery is not None and delivery.outcome is Outcome.DONE:
+                await self._note(batch)
         finally:
             self._sending -= 1
             if not self._sending:
@@ -153,7 +155,6 @@ class Applying:
         outcome, term, shared = delivery.outcome, self._term, self._shared
         if outcome is Outcome.DONE:
             self._timeouts = 0
-            await self._note(batch)
             stamp = await shared.stamp(self._cluster, batch.entries[0].mutation, delivery.reply, flavour)
             self._done(batch, stamp)
         elif outcome is Outcome.REFUSED:

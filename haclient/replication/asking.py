@@ -45,8 +45,10 @@ async def ask_any(
     silence: CallError | None = None
     while await progress.until(lambda: bool(able()), deadline) and loop.time() < deadline:
         refusal: CallError | None = None
-        for cluster in able():
-            left_s = deadline - loop.time()
+        names = able()
+        for i, cluster in enumerate(names):
+            # An equal share, so that everybody is asked in time.
+            left_s = (deadline - loop.time()) / (len(names) - i)
             if left_s <= 0.0:
                 break
             try:

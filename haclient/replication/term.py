@@ -80,7 +80,7 @@ class Term:
         self._quiet_s = self._resting_s = 0.0
         #: As long as it applies, it may send a batch of rows at any moment.
         self._least_s = settings.apply_timeout_s
-        self._closing = False
+        self._closing = self._loading = False
 
     # What those who work on a batch need.
 
@@ -173,7 +173,8 @@ class Term:
                 await lasting(self._wake.wait(), _LOOK_S)
 
     def _may_begin(self) -> bool:
-        return not (self._trouble or self._closing or self.member().drained) and self.holds()
+        busy = self._trouble or self._closing or self._loading
+        return not (busy or self.member().drained) and self.holds()
 
     async def _feed(self) -> bool:
         """Read further entries; returns whether there were any."""
@@ -326,12 +327,17 @@ class Term:
         raise LeaseLost(f"{self._loss.reason}; it is brought up from entry {position.low}")
 
     async def _load(self) -> bool:
-        """Have the cluster load again what it has forgotten to."""
+        """Have the cluster load again what it has forgotten to; nothing newer may come in between meanwhile."""
+        self._loading = True
         try:
+            await self._applying.calm()
             await restore(self._shared.log, self._shared.clusters, self._cluster, self.position)
         except LogUnavailable as error:
             self._shared.complain(error)
             return False
+        finally:
+            self._loading = False
+            self._wake.set()
         return True
 
     async def may_send(self) -> bool:
