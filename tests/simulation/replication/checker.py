@@ -32,7 +32,7 @@ from typing import Any, Final
 from pymilvus.grpc_gen import milvus_pb2
 
 from haclient.call import Reply
-from haclient.errors import CallError, LogError, WriteNotConfirmed
+from haclient.errors import CallError, LogError, WriteNotConfirmed, WriteRefused
 from haclient.milvus.methods import named
 from haclient.milvus.shape import InvalidWrite
 from haclient.milvus.status import peek
@@ -161,7 +161,7 @@ class Checker:
             self.world.violated("lease", f"{flight} to {server.name}: it is not the holder of the lease")
         elif held is None or held.until is None or now >= held.until:
             self.world.violated("lease", f"{flight} to {server.name}: its lease is over")
-        if server.drained and now > self.drained_at[server.name] + _DRAIN_S:
+        if server.drained and now > max(self.drained_at[server.name], flight.process.since) + _DRAIN_S:
             self.world.violated("drained", f"{flight} to {server.name}")
 
     def parked(self, cluster: str, seq: int, reason: str) -> None:
@@ -257,6 +257,8 @@ class Checker:
             return
         if isinstance(outcome, CallError) and outcome.code == _NOT_LOADED:
             return  # a delete by expression has to read
+        if isinstance(outcome, WriteRefused):
+            return  # a collection that is not known to be mirrored (it was dropped, its note was lost) is left alone
         if self.void or self.reference.refused:
             return  # who refuses waits for what the others say, and what follows in that collection waits, too
         level, scenario = self._level(record), self.scenario

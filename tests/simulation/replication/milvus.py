@@ -155,6 +155,8 @@ class Milvus:
         Raises:
             Refused: The request is wrong; nothing was changed.
         """
+        if name not in REQUESTS:
+            raise Refused(12, f"unknown method {name}")
         request = parse(name, message)
         where = getattr(request, "db_name", "") or database or "default"
         if where not in self.databases and name not in ("CreateDatabase", "DropDatabase"):
@@ -344,6 +346,10 @@ class Milvus:
         hits = self._matching(found, request.expr)
         hits = hits[: int(params.get("limit", "16384"))]
         reply = milvus_pb2.QueryResults(status=_OK, collection_name=request.collection_name)
+        if "count(*)" in request.output_fields:
+            one = reply.fields_data.add(field_name="count(*)", type=5)
+            one.scalars.long_data.data.append(sum(map(len, found.rows.values())))
+            return _bytes(reply)
         for number, (name, kind) in enumerate(zip(found.names, found.kinds, strict=True)):
             if name in request.output_fields or "*" in request.output_fields or number == found.key:
                 values = [row[number] for _, row in hits]

@@ -26,6 +26,7 @@ class Process:
         name: Unique; a process that is started again has another one.
         alive: Whether it has not died.
         stopped: Whether it is stopped for now.
+        since: Loop time at which it was started, or last went on.
         steps: How many callbacks it has run.
     """
 
@@ -34,6 +35,7 @@ class Process:
         self.alive = True
         self.stopped = False
         self.steps = 0
+        self.since = loop.time()
         self._loop = loop
         self._held: list[Any] = []
         self._due: list[tuple[int, Any, tuple[Any, ...]]] = []
@@ -60,6 +62,7 @@ class Process:
     def go_on(self) -> None:
         """Do what is due."""
         self.stopped = False
+        self.since = self._loop.time()
         held, self._held = self._held, []
         self._loop._ready.extend(held)
 

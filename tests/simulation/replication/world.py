@@ -38,12 +38,17 @@ _CHANGES: Final = _ROWS | {
 }
 
 
+def collection_of(name: str, message: bytes) -> str:
+    """Return the collection that a request names, "" if none."""
+    return getattr(milvus.parse(name, message), "collection_name", "") if name in milvus.REQUESTS else ""
+
+
 @functools.lru_cache(maxsize=4096)
 def marks(name: str, message: bytes) -> frozenset[Any]:
     """Return what a request can be told by: versions of its rows, or the keys that it deletes, or a role's name."""
-    request = milvus.parse(name, message)
-    if getattr(request, "collection_name", "").startswith(OWN_PREFIX):
+    if name not in milvus.REQUESTS or collection_of(name, message).startswith(OWN_PREFIX):
         return frozenset()
+    request = milvus.parse(name, message)
     if name in ("Insert", "Upsert"):
         return frozenset(milvus.rows_of(name, message).get("version", ()))
     if name == "Delete":
@@ -76,7 +81,7 @@ class Flight:
         self.timeout_s = timeout_s
         self.answered: asyncio.Future[Delivery] = server.world.loop.create_future()
         #: It is about haclient's own collection, not about a user's.
-        self.own = getattr(milvus.parse(method.name, message), "collection_name", "").startswith(OWN_PREFIX)
+        self.own = collection_of(method.name, message).startswith(OWN_PREFIX)
         self.lost = False
         self.done = False
         self.until = float("inf")
@@ -106,7 +111,7 @@ class Flight:
             self.give_up()
 
     def __str__(self) -> str:
-        name = getattr(milvus.parse(self.method.name, self.message), "collection_name", "")
+        name = collection_of(self.method.name, self.message)
         told = sorted(marks(self.method.name, self.message)) or ""
         return f"{self.method.name} {name} {told} of {self.process.name}"
 
