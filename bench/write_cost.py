@@ -1,6 +1,6 @@
 """What replicated writes cost, beside writing to each cluster oneself; how fast a cluster catches up.
 
-    python bench/write_cost.py [--engine milvus|lite] [--only rates acks catch_up] [--quick]
+    python bench/write_cost.py [--engine milvus|lite] [--only rates acks catch_up reseed] [--quick]
 
 Two clusters on this machine (real Milvus 2.3.5 where it is installed, else milvus-lite), each collection indexed and
 loaded. One writer, one batch at a time, rows of 384 floats. Whoever is compared takes turns within each round, on the
@@ -9,6 +9,7 @@ same servers; ratios are medians over rounds.
 rates      rows a second of haclient (ack=one, SQLite) and of pymilvus writing to one cluster after the other
 acks       latency and rows a second by ack level and log engine (SQLite; etcd of three members that call fsync)
 catch_up   one cluster is down while rows are written; how fast it gets them when it is back
+reseed     one cluster is filled anew from the other one: everything that the other parts have written, and more
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import itertools
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from contextlib import AsyncExitStack, ExitStack
@@ -32,7 +35,7 @@ from haclient.drill.launch import LiteServer
 from tests.servers import etcd, milvus_binary
 from tests.servers.milvus_standalone import StandaloneServer
 
-PARTS = ("rates", "acks", "catch_up")
+PARTS = ("rates", "acks", "catch_up", "reseed")
 ACKS = ("log", "one", "quorum", "all")
 #: Rows of one batch, and how many batches are one turn.
 BATCHES = {1: 200, 100: 40, 1000: 15}
@@ -230,6 +233,24 @@ async def catch_up(rig: Rig) -> tuple[dict[str, Any], dict[str, bool]]:
     return figures, {"a cluster catches up at least 5 times as fast as rows were written": rate >= 5 * live}
 
 
+async def reseed(rig: Rig) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Fill one cluster from the other one, as an operator does."""
+    log = rig.folder / "reseed.db"
+    with rig.haclient(log) as writer:
+        await asyncio.to_thread(writer.create, rig.name())
+        await asyncio.to_thread(writer.turn, 1000, rig.count(1000))
+    clusters = "\n".join(f'[[cluster]]\nname = "{one.name}"\nendpoints = ["{one.uri}"]' for one in rig.servers)
+    file = rig.folder / "haclient.toml"
+    file.write_text(f'{clusters}\n[replication]\nmode = "mirror"\nlog = "{log}"\n')
+    command = [sys.executable, "-m", "haclient.cli", "reseed", "b", "--yes", "--json", "--config", str(file)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    figures = {"rows": told["rows"], "seconds": round(told["seconds"], 1)}
+    figures["rows_s"] = round(told["rows"] / told["seconds"])
+    print(f"\nOne cluster filled anew: {figures['rows']} rows in {figures['seconds']} s, {figures['rows_s']} rows/s\n")
+    return figures, {}
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -266,6 +287,8 @@ async def main() -> None:
                 note("acks", await asyncio.to_thread(acks, rig, logs))
             if "catch_up" in args.only:
                 note("catch_up", await catch_up(rig))
+            if "reseed" in args.only:
+                note("reseed", await reseed(rig))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     finish("write_cost", targets, engine=args.engine, **figures)
