@@ -95,7 +95,7 @@ class Applying:
         self._term.wake()
 
     async def calm(self) -> None:
-        """Wait until no request is under way, and what was done is noted; batches that wait for a verdict may be left."""
+        """Wait until no request is under way, and what was done is noted; who waits for a verdict may be left."""
         await self._calm.wait()
 
     async def cancel(self) -> None:
