@@ -23,6 +23,7 @@ from pymilvus import MilvusException
 from haclient import AsyncMilvusClient, acknowledged
 from haclient.acknowledge import ACKS, Ack
 from haclient.errors import HAClientError
+from haclient.replication.position import Standing
 from tests.live.replication.faults import FAULTS, full_disk
 from tests.live.replication.fleet import Fleet, Log
 from tests.live.replication.rows import Names, create, load_all, row
@@ -164,12 +165,17 @@ def down(count: int) -> Harm:
 
 @asynccontextmanager
 async def lost_cluster(survival: Survival) -> AsyncIterator[None]:
-    """The only one that has what was written at ``one``."""
+    """The only one that has what was written at ``one``; it is back, empty, before the others are."""
     fleet = survival.fleet
-    await fleet.empty(fleet.servers[0])
+    lost = fleet.servers[0]
+    await fleet.empty(lost)
+    await fleet.links[lost.name].heal()
+    async with asyncio.timeout(PATIENCE_S):
+        while (await fleet.positions())[lost.name].standing is Standing.AWAY:
+            await asyncio.sleep(0.01)
     await survival.heal()
     yield
-    await fleet.command("reseed", fleet.servers[0].name, "--yes")
+    await fleet.command("reseed", lost.name, "--yes")
 
 
 def members(choose: Callable[[Fleet], Any], *, back: bool = True) -> Harm:
