@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from haclient.milvus import timestamps
 from haclient.replication import applying, batching, commit, refusals, replicator, token, writer
 from haclient.replication.applier import Applier
 from haclient.replication.applying import Applying
@@ -21,12 +22,15 @@ from haclient.replication.clusters import Outcome
 from haclient.replication.commit import Commit
 from haclient.replication.keys import KeyMaker
 from haclient.replication.log import Lease
+from haclient.replication.past import Past
+from haclient.replication.plan import Plan
 from haclient.replication.position import Position, Standing
 from haclient.replication.progress import Progress
 from haclient.replication.refusals import Verdict
 from haclient.replication.schedule import Schedule
 from haclient.replication.term import Term
 from tests.servers.memory_log import MemoryLog, MemoryStore
+from tests.simulation.replication import requests
 
 Patch = tuple[Any, str, Any]
 
@@ -411,6 +415,58 @@ def does_not_look_again_after_the_log_failed() -> list[Patch]:
                 await self._catch_up()
 
     return [(replicator.Replicator, "_follow", follow)]
+
+
+# Reads.
+
+
+@bug("read", "back")
+def reads_from_whichever_cluster() -> list[Patch]:
+    return [(Plan, "_shows", lambda self, cluster: True)]
+
+
+@bug("timestamp")
+def passes_tokens_on_to_servers() -> list[Patch]:
+    return [(Plan, "message", lambda self, call, cluster: call.message)]
+
+
+@bug("read", "back")
+def takes_an_applied_write_for_a_visible_one() -> list[Patch]:
+    def message(self, call, cluster):
+        return requests.query(call.collection, timestamps.EVENTUALLY, timestamps.EVENTUALLY_TIMESTAMP)
+
+    return [(Plan, "message", message)]
+
+
+@bug("back")
+def forgets_what_a_session_has_seen() -> list[Patch]:
+    return [(Past, "sight", lambda self, name: None)]
+
+
+@bug("read")
+def forgets_what_a_session_has_written() -> list[Patch]:
+    def wrote(self, stream, seq):
+        pass
+
+    def settle(self, stream, default, name):
+        real(self, stream, default, name)
+        self._needs = []
+
+    real = Plan._settle
+    return [(Past, "wrote", wrote), (Plan, "_settle", settle)]
+
+
+@bug("read")
+def does_not_ask_the_log_where_it_ends() -> list[Patch]:
+    async def complete(self, call):
+        self._heard = True
+
+    return [(Plan, "_complete", complete)]
+
+
+@bug("read")
+def takes_every_cluster_for_fresh() -> list[Patch]:
+    return [(Progress, "stale_s", lambda self, cluster, stream: 0.0)]
 
 
 def hunt(name: str, most: int) -> tuple[int, str] | None:

@@ -11,6 +11,10 @@ and which cursed entries are void (users must have been told the same).
     claim       a cluster lacks nothing up to the place that it claims
     ack         when a write is answered, as many clusters have it as its ack level says
     told        what users are told is what has happened: refused means void, done means not void
+    read        a Strong read shows all that was in the log when it began, a Session read all that the session wrote, a
+                Bounded read all that is older than the bound; nobody reads what was never written
+    back        a session never goes back behind what it has seen
+    timestamp   a cluster is sent no timestamp but its own
     keys        keys made for users are unique, and the answer names those of the rows
     filter      a delete by expression deletes what matches when it is made, and nothing else
     lease       nothing is sent to a cluster but by the holder of its lease, while it runs
@@ -92,6 +96,8 @@ class Checker:
         self.holders: dict[str, Process] = {}
         self.void: set[int] = set()
         self.drained_at: dict[str, float] = {}
+        #: Whether a process has died or was stopped.
+        self.restless = False
         #: Marks of what some cluster refuses or dies of.
         self.cursed = {mark for operation, _, _ in scenario.curses for mark in operation.marks}
         self._revision = 0
@@ -131,24 +137,21 @@ class Checker:
             if self._claimed.get((server.name, stream)) != applied:
                 self._claimed[server.name, stream] = applied
                 for key in changed:
-                    lack = self._lacks(server, stream, key, applied)
+                    lack = self.lacks(_version(server, stream, key), stream, key, applied)
                     if lack:
                         self.world.violated("claim", f"{server.name} claims {stream} up to {applied}: {lack}")
 
-    def _lacks(self, server: Server, stream: Stream, key: Any, applied: int) -> str:
-        """Say what a cluster lacks of a key up to a seq, "" if nothing."""
+    def lacks(self, version: int | None, stream: Stream, key: Any, upto: int) -> str:
+        """Say what a state lacks of a key up to a seq, "" if nothing; None as version is a key without a row."""
         reference = self.reference
-        seq, version = reference.at(stream, key, applied)
-        if not seq or seq in self.void or version in self.cursed:
+        seq, wanted = reference.at(stream, key, upto)
+        if not seq or seq in self.void or wanted in self.cursed:
             return ""
-        collection = server.milvus.collections.get((stream[0] or "default", stream[1]))
-        rows = collection.rows.get(key, []) if collection is not None else []
-        if not rows:
-            later = any(at > applied and gone is None for at, gone in reference.changes[stream][key])
-            return "" if version is None or later else f"key {key} is missing, seq {seq} wrote version {version}"
-        has = rows[0][1]
-        if max(reference.seqs.get(has, [0])) < seq and has not in self.cursed:
-            return f"key {key} has version {has} of seq {reference.seqs.get(has)}, seq {seq} made it {version}"
+        if version is None:
+            later = any(at > upto and gone is None for at, gone in reference.changes[stream][key])
+            return "" if wanted is None or later else f"key {key} is missing, seq {seq} wrote version {wanted}"
+        if max(reference.seqs.get(version, [0])) < seq and version not in self.cursed:
+            return f"key {key} has version {version} of seq {reference.seqs.get(version)}, seq {seq} made it {wanted}"
         return ""
 
     def sent(self, flight: Flight) -> None:
@@ -237,12 +240,12 @@ class Checker:
         servers = [one for one in self.world.servers.values() if not one.drained]
         need = {"one": 1, "quorum": len(servers) // 2 + 1, "all": len(servers)}[level]
         stream = entry.mutation.stream
-        keys = (
-            [key for key, _ in written(entry.mutation.method, entry.mutation.message)]
-            if record.operation.kind == "rows"
-            else ()
-        )
-        having = [s.name for s in servers if not any(self._lacks(s, stream, key, record.seq) for key in keys)]
+        rows = written(entry.mutation.method, entry.mutation.message) if record.operation.kind == "rows" else ()
+
+        def has(server: Server) -> bool:
+            return not any(self.lacks(_version(server, stream, key), stream, key, record.seq) for key, _ in rows)
+
+        having = [server.name for server in servers if has(server)]
         if len(having) < need:
             self.world.violated("ack", f"{record.operation} acknowledged at {level}, only {having} have it")
 
@@ -259,6 +262,8 @@ class Checker:
             return  # a delete by expression has to read
         if isinstance(outcome, WriteRefused):
             return  # a collection that is not known to be mirrored (it was dropped, its note was lost) is left alone
+        if self.restless:
+            return  # whoever takes over from a process that is gone waits for a long time if schemas were being changed
         if self.void or self.reference.refused:
             return  # who refuses waits for what the others say, and what follows in that collection waits, too
         level, scenario = self._level(record), self.scenario
@@ -337,6 +342,13 @@ class Checker:
             found = server.milvus.snapshot()
             if found != wanted:
                 self.world.violated("converge", f"{server.name}: {difference(wanted, found)}")
+
+
+def _version(server: Server, stream: Stream, key: Any) -> int | None:
+    """Return the version of a key's row on a server."""
+    collection = server.milvus.collections.get((stream[0] or "default", stream[1]))
+    rows = collection.rows.get(key) if collection is not None else None
+    return rows[0][1] if rows else None
 
 
 def difference(wanted: Any, found: Any, path: str = "") -> str:

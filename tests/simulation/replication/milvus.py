@@ -8,6 +8,7 @@ the same collection, index or alias made twice is none. Dropping what is not the
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -75,6 +76,8 @@ class Collection:
     indexes: dict[str, bytes] = field(default_factory=dict)
     loaded: bool = False
     rows: dict[Any, list[tuple[Any, ...]]] = field(default_factory=dict)
+    #: What a read that does not ask for more may still see: (timestamp, rows by key) after the last changes.
+    earlier: deque[tuple[int, dict[Any, tuple[Any, ...]]]] = field(default_factory=lambda: deque(maxlen=4))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -138,6 +141,7 @@ class Milvus:
         aliases: Collection's name by (database, alias).
         clock: Its newest timestamp.
         twice: Keys that have got a second row.
+        draw: Chooses which of the earlier states a read sees that does not ask for the newest; None always the newest.
     """
 
     def __init__(self, clock: int = 1 << 50) -> None:
@@ -147,6 +151,7 @@ class Milvus:
         self.roles: set[str] = set()
         self.clock = clock
         self.twice: set[Any] = set()
+        self.draw: Callable[[], float] | None = None
         self._ids = 0
 
     def execute(self, name: str, message: bytes, database: str = "") -> bytes:
@@ -313,7 +318,7 @@ class Milvus:
             rows.append(row)
             if len(rows) > 1:
                 self.twice.add(row[found.key])
-        reply = self._mutated(len(keys))
+        reply = self._mutated(found, len(keys))
         ids = reply.IDs
         (ids.str_id if keys and isinstance(keys[0], str) else ids.int_id).data.extend(keys)
         return _bytes(reply)
@@ -322,28 +327,37 @@ class Milvus:
         found = self.find(database, request.collection_name)
         keys = deleted_keys(request.expr)
         if keys is None:
-            keys = tuple(key for key, row in self._matching(found, request.expr))
+            keys = tuple(key for key, row in self._matching(found, request.expr, _newest(found)))
         for key in keys:
             found.rows.pop(key, None)
-        return _bytes(self._mutated(len(keys)))
+        return _bytes(self._mutated(found, len(keys)))
 
-    def _mutated(self, count: int) -> Any:
+    def _mutated(self, found: Collection, count: int) -> Any:
         self.clock += 1 << 18
+        if self.draw is not None:
+            found.earlier.append((self.clock, _newest(found)))
         return milvus_pb2.MutationResult(status=_OK, insert_cnt=count, timestamp=self.clock)
 
-    def _matching(self, found: Collection, expression: str) -> list[tuple[Any, tuple[Any, ...]]]:
-        return sorted(
-            (key, versions[0])
-            for key, versions in found.rows.items()
-            if matches(expression, dict(zip(found.names, versions[0], strict=True)))
-        )
+    @staticmethod
+    def _matching(found: Collection, expression: str, rows: dict[Any, tuple[Any, ...]]) -> list[tuple[Any, Any]]:
+        names = found.names
+        return sorted((k, row) for k, row in rows.items() if matches(expression, dict(zip(names, row, strict=True))))
+
+    def _visible(self, found: Collection, request: Any) -> dict[Any, tuple[Any, ...]]:
+        """Return what a read sees: all that its timestamp asks for, and perhaps more."""
+        newest = _newest(found)
+        wanted = request.guarantee_timestamp
+        if self.draw is None or request.consistency_level == _STRONG or wanted in (0, _BOUNDED_TIMESTAMP):
+            return newest
+        seen = [rows for at, rows in found.earlier if at >= wanted]
+        return [*seen, newest][int(self.draw() * (len(seen) + 1))]
 
     def _query(self, database: str, request: Any, message: bytes) -> bytes:
         found = self.find(database, request.collection_name)
         if not found.loaded:
             raise Refused(101, f"collection not loaded[collection={request.collection_name}]")
         params = {pair.key: pair.value for pair in request.query_params}
-        hits = self._matching(found, request.expr)
+        hits = self._matching(found, request.expr, self._visible(found, request))
         hits = hits[: int(params.get("limit", "16384"))]
         reply = milvus_pb2.QueryResults(status=_OK, collection_name=request.collection_name)
         if "count(*)" in request.output_fields:
@@ -421,6 +435,13 @@ class Milvus:
 
 
 _OK: Final = common_pb2.Status()
+#: A cluster's own staleness is part of the bound; here it has none.
+_BOUNDED_TIMESTAMP: Final = 2
+_STRONG: Final = common_pb2.ConsistencyLevel.Strong
+
+
+def _newest(found: Collection) -> dict[Any, tuple[Any, ...]]:
+    return {key: versions[0] for key, versions in found.rows.items() if versions}
 
 
 def _bytes(reply: Any) -> bytes:

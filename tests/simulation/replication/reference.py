@@ -69,6 +69,10 @@ class Reference:
             for history in changed.values():
                 history.append((entry.seq, None))
 
+    def before(self, moment: float) -> int:
+        """Return the last entry that was appended before a moment."""
+        return max((seq for seq, entry in self.entries.items() if entry.at < moment), default=0)
+
     def at(self, stream: Stream, key: Any, seq: int) -> tuple[int, int | None]:
         """Return the last change of a key up to a seq: (seq, version or None)."""
         for change in reversed(self.changes.get(stream, {}).get(key, ())):

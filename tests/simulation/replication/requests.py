@@ -92,6 +92,19 @@ def delete(name: str, expression: str, database: str = "") -> bytes:
     return _bytes(milvus_pb2.DeleteRequest(db_name=database, collection_name=name, expr=expression))
 
 
+@functools.lru_cache(maxsize=1024)
+def query(name: str, level: int, timestamp: int) -> bytes:
+    """All rows of a collection."""
+    request = milvus_pb2.QueryRequest(
+        collection_name=name,
+        expr=f"{VERSION} >= 0",
+        output_fields=[KEY, VERSION],
+        consistency_level=level,
+        guarantee_timestamp=timestamp,
+    )
+    return _bytes(request)
+
+
 def _bytes(request: Any) -> bytes:
     written: bytes = request.SerializeToString()
     return written

@@ -14,6 +14,7 @@ from typing import Any, Final, get_args
 
 from haclient.config.replication import Ack, Replication
 from tests.simulation.replication import requests
+from tests.simulation.replication.reads import LEVELS, Read
 from tests.simulation.replication.world import SETTLE_S
 
 #: A deadline that leaves time for every way round a fault, seconds.
@@ -21,6 +22,8 @@ GENEROUS_S: Final = 4.0
 _KEYS: Final = 8
 ACKS: Final = get_args(Ack)
 _OPERATIONS: Final = 12
+#: Sessions of each process.
+SESSIONS: Final = 2
 
 #: Collections: keys of the user's, and keys made for the user.
 OWN: Final = "own"
@@ -54,6 +57,7 @@ class Operation:
     mark: int = 0
     expression: str = ""
     either: bool = False
+    session: int = 0
     ack: str = ""
     timeout_s: float = GENEROUS_S
     cancel_at: float = float("inf")
@@ -102,6 +106,7 @@ class Scenario:
     #: Whether faults may come while the stage is set.
     early: bool
     operations: list[tuple[float, int, Operation]] = field(default_factory=list)
+    reads: list[tuple[float, int, Read]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     #: Operations that one cluster refuses for good, or that kill it: operation, cluster, "refuses" or "dies".
     curses: list[tuple[Operation, str, str]] = field(default_factory=list)
@@ -142,6 +147,7 @@ def draw(seed: int) -> Scenario:
     )
     _prologue(scenario)
     span = _operations(scenario, roll)
+    _reads(scenario, roll, span)
     if roll() > 0.08:
         _faults(scenario, roll, span)
     return scenario
@@ -169,6 +175,7 @@ def _operations(scenario: Scenario, roll: _Roll) -> float:
     for _ in range(_OPERATIONS):
         number = len(scenario.operations)
         operation = _ddl(roll, number) if roll() < changing else _rows(scenario, roll, number)
+        operation.session = int(roll() * SESSIONS)
         if roll() < 0.35:
             operation.ack = ACKS[int(roll() * 4)]
         if roll() < 0.3:
@@ -178,6 +185,13 @@ def _operations(scenario: Scenario, roll: _Roll) -> float:
         scenario.operations.append((at, int(roll() * scenario.processes), operation))
         at += gap * 2.0 * roll() if roll() < 0.85 else gap * 8.0 * roll()
     return max(at, 0.15)
+
+
+def _reads(scenario: Scenario, roll: _Roll, span: float) -> None:
+    for _ in range(int(roll() * 9)):
+        read = Read(LEVELS[int(roll() * 4)], OWN if roll() < 0.7 else AUTO, int(roll() * SESSIONS), 0.1 + roll())
+        scenario.reads.append((span * 1.3 * roll(), int(roll() * scenario.processes), read))
+    scenario.reads.sort(key=lambda one: one[0])
 
 
 def _rows(scenario: Scenario, roll: _Roll, number: int) -> Operation:

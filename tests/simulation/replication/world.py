@@ -29,7 +29,7 @@ _AGAIN_S: Final = 0.03
 
 UP: Final = "up"
 DOWN: Final = "down"
-STOPPED: Final = "stopped"
+STOPPED: Final = "stop"
 NOT_READY: Final = "not ready"
 
 _ROWS: Final = frozenset(("Insert", "Upsert", "Delete"))
@@ -136,6 +136,7 @@ class Server:
         self.world = world
         self.name = name
         self.milvus = Milvus(int(world.draw() * (1 << 40)) + (1 << 50))
+        self.milvus.draw = world.draw
         self.state = UP
         self.blocked = self.flaky = self.mute = self.drained = self.emptied = False
         self.slow = 1.0
@@ -170,6 +171,7 @@ class Server:
         self.set(DOWN)
         if empty:
             self.milvus = Milvus(self.milvus.clock)
+            self.milvus.draw = self.world.draw
             self.emptied = True
         self.world.later(down_s, self._restart, self.life)
 
