@@ -117,9 +117,8 @@ def _read(client: MilvusClient, collection: str, auto: bool, found: Contents) ->
     fields = ["id", "version", "text", "vector"]
     (count,) = client.query(collection, output_fields=["count(*)"], consistency_level="Strong", timeout=30)
     assert count["count(*)"] < _MOST, f"{collection} has {count}: more than one query may return"
-    everything = f"id > {-(2**63)}"
     rows = client.query(
-        collection, filter=everything, limit=_MOST, output_fields=fields, consistency_level="Strong", timeout=30
+        collection, filter="id >= 0", limit=_MOST, output_fields=fields, consistency_level="Strong", timeout=30
     )
     if count["count(*)"] != len(rows):
         found.duplicates.append(f"{collection}: {len(rows)} rows, count(*) says {count['count(*)']}")
