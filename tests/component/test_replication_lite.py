@@ -15,9 +15,9 @@ from tests.live.replication.trial import trial
 from tests.servers import etcd
 
 RUNS: dict[Log, tuple[str, ...]] = {
-    "sqlite": ("kill-server", "stop-writer", "reset-server", "full-disk"),
-    "etcd1": ("kill-log", "kill-writer"),
-    "etcd3": ("stop-leader", "one-way-log", "stop-server"),
+    "sqlite": ("kill-server", "stop-writer", "full-disk"),
+    "etcd1": ("kill-writer",),
+    "etcd3": ("stop-leader",),
 }
 
 
