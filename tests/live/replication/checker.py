@@ -74,15 +74,20 @@ def judge(history: Sequence[Operation], clusters: Mapping[str, Contents], *, bou
         history: What the clients did, in the order of its starts.
         clusters: What every cluster holds at the end, by name.
         bounded_s: How old a Bounded read may be.
+        void: Entries of the log that every cluster has refused: nobody was told that they are done.
 
     Returns:
         What is wrong, by invariant; empty if nothing is.
     """
+    found: dict[str, list[str]] = defaultdict(list)
     writes: dict[str, list[Write]] = defaultdict(list)
     for op in history:
+        if op.seq in void and op.outcome == "unknown":
+            op.outcome = "failed"
+        elif op.seq in void and op.kind in ROWS_ADDED:
+            found["lost"].append(f"acknowledged, and refused by every cluster: {op}")
         for name, value in op.sets.items():
             writes[name].append(Write(op, value))
-    found: dict[str, list[str]] = defaultdict(list)
     for invariant, text in (
         *_ends(writes, clusters),
         *_rows(history, clusters),

@@ -78,6 +78,12 @@ class TestEnd:
         assert not broken(write(1, 2, seq=8), promised, a=3)
         assert broken(write(1, 2, seq=8), promised, a=1) == {"lost"}
 
+    def test_a_write_that_every_cluster_refuses_is_not_there_and_was_not_acknowledged(self) -> None:
+        nowhere = {"a": Contents(), "b": Contents()}
+        refused = write(3, 4, seq=9, outcome="unknown")
+        assert not judge([refused], nowhere, bounded_s=BOUND_S, void={9})
+        assert set(judge([write(3, 4, seq=9)], nowhere, bounded_s=BOUND_S, void={9})) == {"lost"}
+
     def test_writes_at_once_end_in_the_order_of_the_log(self) -> None:
         first, second = write(1, 9, seq=1), write(2, 8, seq=2)
         assert not broken(first, second, a=2)

@@ -18,6 +18,7 @@ from typing import Final, final
 
 from haclient import MilvusClient
 from haclient.errors import LogError
+from haclient.replication.refusals import REFUSED, void_entries
 from tests.live.replication import rows
 from tests.live.replication.checker import judge, shown
 from tests.live.replication.faults import FAULTS
@@ -68,7 +69,8 @@ async def trial(fleet: Fleet, fault: str, seed: int, *, load_s: float = 8.0) -> 
     names, folder = Names(f"t{number}"), fleet.folder / f"trial{number}"
     folder.mkdir()
     await through_fleet(fleet, rows.create, names)
-    watch = asyncio.create_task(_epochs(fleet, result))
+    void: set[int] = set()
+    watch = asyncio.create_task(_watch(fleet, result, void))
     try:
         await _load(fleet, fault, random.Random(f"{fault} {seed}"), names.trial, folder, load_s)
         begun = time.monotonic()
@@ -81,7 +83,7 @@ async def trial(fleet: Fleet, fault: str, seed: int, *, load_s: float = 8.0) -> 
     history = load(folder.glob("*.history"))
     for op in history:
         result.outcomes["read" if op.level and op.outcome == "ok" else op.outcome] += 1
-    result.violations |= judge(history, await fleet.contents(names), bounded_s=BOUNDED_S)
+    result.violations |= judge(history, await fleet.contents(names), bounded_s=BOUNDED_S, void=void)
     await through_fleet(fleet, rows.drop, names)
     return result
 
@@ -108,8 +110,8 @@ async def _load(fleet: Fleet, fault: str, rng: random.Random, trial: str, folder
     await fleet.stop_writers()
 
 
-async def _epochs(fleet: Fleet, result: Trial) -> None:
-    """Watch that the epoch of a cluster's applier never goes back."""
+async def _watch(fleet: Fleet, result: Trial, void: set[int]) -> None:
+    """Watch that the epoch of a cluster's applier never goes back, and which entries every cluster has refused."""
     newest: dict[str, int] = {}
     while True:
         with contextlib.suppress(LogError):
@@ -118,4 +120,5 @@ async def _epochs(fleet: Fleet, result: Trial) -> None:
                     text = f"{cluster}: {position.epoch} after {newest[cluster]}"
                     result.violations.setdefault("epoch", []).append(text)
                 newest[cluster] = position.epoch
+            void |= void_entries(await fleet.log.facts(REFUSED)).keys()
         await asyncio.sleep(_LOOK_S)
