@@ -21,7 +21,7 @@ its place in the log must be there in the end.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
 
@@ -67,7 +67,13 @@ class Contents:
     damaged: list[str] = field(default_factory=list)
 
 
-def judge(history: Sequence[Operation], clusters: Mapping[str, Contents], *, bounded_s: float) -> dict[str, list[str]]:
+def judge(
+    history: Sequence[Operation],
+    clusters: Mapping[str, Contents],
+    *,
+    bounded_s: float,
+    void: Collection[int] = (),
+) -> dict[str, list[str]]:
     """Judge one run.
 
     Args:
