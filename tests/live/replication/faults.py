@@ -17,6 +17,7 @@ from haclient.drill.faults import ToxicProxy
 from haclient.drill.plaincall import PlainCallFailed
 from haclient.drill.process import ServerProcess
 from tests.live.replication.fleet import LEASE_S, Cluster, Fleet, Log
+from tests.servers.milvus_standalone import StandaloneServer
 
 Hurt = Callable[[Fleet, random.Random], AbstractAsyncContextManager[None]]
 #: Time for a server that was stopped to answer, seconds.
