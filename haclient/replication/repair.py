@@ -145,13 +145,12 @@ class Repairer:
             return
 
         async def work(hold: Hold) -> None:
-            position = hold.position
-            settings, unclean_s = self._verifier.settings, position.open
-            position.standing, position.open = Standing.RESEEDING, max(unclean_s, settings.apply_timeout_s)
+            position, target = hold.position, self._verifier.site(cluster, hold.check)
+            unclean_s = position.open
+            position.standing, position.open = Standing.RESEEDING, max(unclean_s, target.longest_s)
             await hold.move()
-            target = self._verifier.site(cluster, hold.check)
             if unclean_s:
-                await target.rest(max(settings.settle_s, unclean_s))
+                await target.rest(max(self._verifier.settings.settle_s, unclean_s))
             for donor in {donor for _, donor in wrong}:
                 await wait_applied(log, donor, stream, position.applied(stream), self._loop)
             await self._write(target, shape, wrong, done)

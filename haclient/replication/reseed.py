@@ -218,7 +218,7 @@ class _Reseeding:
         await self._forget()
         while True:
             told = await position_of(self._log, donor)
-            open_s = self._settings.apply_timeout_s
+            open_s = self._target.longest_s
             position = self._hold.position = Position(low=told.low, standing=Standing.RESEEDING, open=open_s)
             position.parked = dict(told.parked)
             job = orjson.dumps({"donor": donor, "in_place": self._in_place})

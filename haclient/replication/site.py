@@ -84,6 +84,11 @@ class Site:
                 return member
         raise SiteFailed(f"there is no cluster {self.name!r} any more")
 
+    @property
+    def longest_s(self) -> float:
+        """The longest that a change may be worked on, seconds."""
+        return max(self._settings.apply_timeout_s * _DDL_FACTOR, _PATIENCE_S)
+
     # Reading.
 
     async def ask(self, request: Request, database: str) -> bytes:
@@ -239,7 +244,7 @@ class Site:
                 raise SiteFailed(f"{text}: {delivery.reason}")
             await self._settle(delivery, timeout_s)
             if delivery.outcome is Outcome.UNANSWERED:
-                timeout_s = min(2 * timeout_s, max(timeout_s, _PATIENCE_S))
+                timeout_s = min(2 * timeout_s, self.longest_s)
             await asyncio.sleep(backoff.next())
 
     async def _settle(self, delivery: Delivery, timeout_s: float) -> None:

@@ -102,6 +102,7 @@ class MemoryClusters:
         servers: By name.
         down: Those that do not answer.
         hook: See `Hook`.
+        asked: Sees (cluster, method) of a read before it is answered.
         sent: Every change that was delivered: cluster and method.
         step_s: Time that a request takes.
     """
@@ -111,6 +112,7 @@ class MemoryClusters:
         self.drained: set[str] = set()
         self.down: set[str] = set()
         self.hook: Hook | None = None
+        self.asked: Callable[[str, str], Awaitable[None]] | None = None
         self.sent: list[tuple[str, str]] = []
         self.step_s = _STEP_S
 
@@ -140,6 +142,8 @@ class MemoryClusters:
         if cluster in self.down:
             await asyncio.sleep(timeout_s)
             raise Unavailable(f"{cluster}: no answer")
+        if self.asked is not None:
+            await self.asked(cluster, method.name)
         try:
             return self.servers[cluster].answer(method.name, message, database)
         except milvus.Refused as error:

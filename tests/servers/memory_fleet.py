@@ -67,12 +67,12 @@ class Fleet:
         )
 
     async def in_sync(self, timeout_s: float = 60) -> None:
-        """Wait until every cluster has applied the whole log."""
+        """Wait until every cluster has applied the whole log, with nothing parked."""
         until = self.loop.time() + timeout_s
         while self.loop.time() < until:
             head = (await self.log.bounds()).head
             positions = [await position_of(self.log, name) for name in self.clusters.servers]
-            if all(one.standing is Standing.IN_SYNC and one.low == head for one in positions):
+            if all(one.standing is Standing.IN_SYNC and one.low == head and not one.parked for one in positions):
                 return
             await asyncio.sleep(0.05)
         raise AssertionError(f"not in sync: {positions}")
@@ -104,6 +104,10 @@ def drop(name: str) -> bytes:
 
 def alias(name: str, other: str) -> bytes:
     return bytes(milvus_pb2.CreateAliasRequest(collection_name=name, alias=other).SerializeToString())
+
+
+def drop_alias(name: str) -> bytes:
+    return bytes(milvus_pb2.DropAliasRequest(alias=name).SerializeToString())
 
 
 def rename(before: str, after: str) -> bytes:

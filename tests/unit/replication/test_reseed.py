@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 from pymilvus.grpc_gen import milvus_pb2
@@ -16,7 +17,7 @@ from haclient.replication.reseed import RESEED
 from haclient.replication.site import SiteFailed
 from tests import virtual_time
 from tests.servers import memory_clusters as memory
-from tests.servers.memory_fleet import Fleet, alias, drop, rename
+from tests.servers.memory_fleet import Fleet, alias, drop, drop_alias, rename
 from tests.servers.memory_log import MemoryLog, MemoryStore
 
 
@@ -68,7 +69,7 @@ async def collections_change(fleet: Fleet, rng: random.Random) -> None:
 
     await some("CreateAlias", alias("docs", "latest"))
     await some("Upsert", memory.rows("docs", {1: "before it was dropped"}))
-    await some("DropAlias", bytes(milvus_pb2.DropAliasRequest(alias="latest").SerializeToString()))
+    await some("DropAlias", drop_alias("latest"))
     await some("DropCollection", drop("docs"))
     await fleet.make("docs", {1: "another column"}, "one", column="words")
     await some("CreateAlias", alias("docs", "latest"))
@@ -109,7 +110,7 @@ def test_a_reseed_that_is_killed_again_and_again_goes_on_where_it_stopped(seed: 
         for _ in range(200):
             dead = asyncio.Event()
             work = asyncio.create_task(fleet.reseed("b", log=mortal(fleet, dead)))
-            await asyncio.wait([work], timeout=rng.uniform(0.2, 0.9) + 6.5 * bool(kills))
+            await asyncio.wait([work], timeout=rng.uniform(0.2, 0.9) + 61.5 * bool(kills))
             position = await position_of(fleet.log, "b")
             if work.done() or (kills and position.standing is not Standing.RESEEDING):
                 break
@@ -175,6 +176,105 @@ def test_a_page_that_went_unanswered_cannot_land_after_what_came_later() -> None
         await work
         await fleet.in_sync()
         assert late
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_what_a_killed_process_has_sent_cannot_land_after_what_came_later() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        loop, dead = asyncio.get_running_loop(), asyncio.Event()
+        sent: list[str] = []
+
+        async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
+            position = await position_of(fleet.log, "b")
+            if (cluster, method) != ("b", "Upsert") or sent or position.standing is not Standing.RESEEDING:
+                return None
+            sent.append(method)
+            loop.call_later(50, fleet.clusters.carry_out, cluster, method, message)
+            await dead.wait()
+            return Delivery(Outcome.LOST, reason="its sender is dead")
+
+        empty(fleet, "b")
+        fleet.clusters.hook = hook
+        work = asyncio.create_task(fleet.reseed("b", log=mortal(fleet, dead)))
+        await asyncio.sleep(5)
+        assert sent
+        dead.set()
+        work.cancel()
+        await asyncio.wait([work])
+        await fleet.write("Upsert", memory.rows("docs", dict.fromkeys(range(200), "newer")), "one")
+        await fleet.reseed("b")
+        await fleet.in_sync()
+        await asyncio.sleep(50)
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def at_first(fleet: Fleet, method: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something when a reseed first sends the donor a request of this kind, before it is answered."""
+    done: list[str] = []
+
+    async def asked(cluster: str, name: str) -> None:
+        standing = (await position_of(fleet.log, "b")).standing
+        if (cluster, name) == ("a", method) and standing is Standing.RESEEDING and not done:
+            done.append(name)
+            await work()
+
+    fleet.clusters.asked = asked
+
+
+def test_a_collection_that_is_made_anew_with_another_schema_while_it_is_copied() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+
+        async def again() -> None:
+            await fleet.write("Upsert", memory.rows("docs", {1: "in the old column"}), "one")
+            await fleet.write("DropCollection", drop("docs"), "one")
+            await fleet.make("docs", {1: "in the new column"}, "one", column="words")
+
+        at_first(fleet, "DescribeCollection", again)
+        await fleet.reseed("b")
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_an_alias_that_is_changed_and_dropped_while_aliases_are_copied() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        await fleet.make("other", {1: "one"})
+        await fleet.write("CreateAlias", alias("docs", "latest"))
+
+        async def pass_by() -> None:
+            await fleet.write("AlterAlias", alias("other", "latest"), "one")
+            await fleet.write("DropAlias", drop_alias("latest"), "one")
+
+        at_first(fleet, "ListAliases", pass_by)
+        await fleet.reseed("b")
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_what_the_target_has_and_the_donor_has_not_is_dropped() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        server = fleet.clusters.servers["b"]
+        server.answer("CreateCollection", memory.collection("stray"), "")
+        for name in ("docs", "stray"):
+            server.answer("CreateAlias", alias(name, f"{name} by another name"), "")
+        server.answer("CreateDatabase", milvus_pb2.CreateDatabaseRequest(db_name="empty").SerializeToString(), "")
+        await fleet.reseed("b")
+        await fleet.in_sync()
         assert fleet.differences() == []
         await fleet.__aexit__()
 
