@@ -162,6 +162,18 @@ class TestReads:
         assert broken(*writes, read(5, 3, "Session"), read(6, 1, "Session"), a=3) == {"session"}
         assert broken(*writes, read(5, 3, "Session"), read(6, None, "Session"), a=3) == {"session"}
 
+    @pytest.mark.parametrize("level", ["Session", "Strong"])
+    def test_servers_that_show_what_has_been_overwritten(self, level: str) -> None:
+        """Milvus 2.3.5 does, without haclient: then only what is not shown is judged."""
+
+        def invariants(value: Value) -> set[str]:
+            history = [write(1, 2), write(3, 4), read(5, value, level)]
+            return set(judge(history, {"a": Contents({"k": 3})}, bounded_s=BOUND_S, old_rows=True))
+
+        assert not invariants(1)
+        assert invariants(None)
+        assert invariants(7) == {"phantom"}
+
     def test_what_was_never_written_is_not_read(self) -> None:
         assert broken(write(1, 2), read(3, 9), a=1) == {"phantom"}
         assert broken(write(1, 2), read(0.5, 1), a=1) == {"phantom"}, "it was read before it was written"
