@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final, final
 from haclient.errors import LogUnavailable
 from haclient.events import StreamParked
 from haclient.milvus import ddl
-from haclient.milvus.status import Flavour
+from haclient.milvus.status import COLLECTION_NOT_FOUND, Flavour
 from haclient.replication import creation, loads
 from haclient.replication.batching import MERGED, Keys, request
 from haclient.replication.clusters import Delivery, Outcome
-from haclient.replication.log import Entry, Stream
+from haclient.replication.log import BARRIER, Entry, Stream
 from haclient.replication.refusals import Refusal, Verdict, refuse
 from haclient.replication.schedule import Batch
 from haclient.replication.shared import Shared
@@ -236,11 +236,14 @@ class Applying:
         """Find out what becomes of an entry that this cluster refuses; its stream waits meanwhile."""
         log, tries, revision = self._shared.log, 0, 0
         members = [member.name for member in self._shared.clusters.members()]
+        stream, seq = batch.stream, batch.last
+        # What concerns several collections holds up all of them: it does not wait for who is away.
+        lacks = delivery.code == COLLECTION_NOT_FOUND and stream != BARRIER
         while True:
             try:
                 newest = await log.changed(revision)
                 verdict = await refuse(
-                    log, members, self._cluster, batch.stream, batch.last, delivery.reason, delivery.reply
+                    log, members, self._cluster, stream, seq, delivery.reason, delivery.reply, lacks=lacks
                 )
                 revision = newest
             except LogUnavailable as error:
@@ -250,7 +253,7 @@ class Applying:
                 continue
             if verdict is Verdict.VOID:
                 # Known here before the cluster counts as having passed it: who waits for it must not take it for done.
-                self._shared.void.setdefault(batch.last, Refusal(reply=delivery.reply, void=True))
+                self._shared.void.setdefault(seq, Refusal(reply=delivery.reply, void=True))
             if verdict is not Verdict.WAIT:
                 return verdict
 

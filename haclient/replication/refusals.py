@@ -7,6 +7,9 @@ from what every cluster has written, changed by compare-and-set against the posi
 * every cluster has refused it, or is away and has not begun it: it is void, and everybody passes over it. A cluster
   that comes back says so durably before it reads which entries are void, so it cannot begin one in between;
 * else somebody is still at it: wait.
+
+Who is away counts only if it would refuse it, too: not if the cluster that refuses lacks the collection, which those
+that are away may well have. A cluster that has lost its disk would else talk everybody out of what was acknowledged.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class Refusal:
 
 
 def settle(
-    refusal: Refusal, positions: Mapping[str, Position], cluster: str, stream: Stream, seq: int
+    refusal: Refusal, positions: Mapping[str, Position], cluster: str, stream: Stream, seq: int, *, lacks: bool = False
 ) -> tuple[Verdict, list[str]]:
     """Decide about an entry that a cluster refuses.
 
@@ -72,6 +75,7 @@ def settle(
         cluster: Who asks.
         stream: The entry's.
         seq: The entry.
+        lacks: It is refused because the cluster has no such collection.
 
     Returns:
         The verdict, and the clusters whose positions must be unchanged for it to hold.
@@ -88,7 +92,8 @@ def settle(
         if position.applied(stream) >= seq:
             return Verdict.PARK, []
         parked = position.parked.get(stream)
-        if (parked is not None and parked.reason) or (position.standing is Standing.AWAY and position.begun < seq):
+        away = position.standing is Standing.AWAY and position.begun < seq and not lacks
+        if away or (parked is not None and parked.reason):
             relied.append(name)
         else:
             waiting = True
@@ -96,7 +101,15 @@ def settle(
 
 
 async def refuse(
-    log: MutationLog, members: Collection[str], cluster: str, stream: Stream, seq: int, reason: str, reply: bytes
+    log: MutationLog,
+    members: Collection[str],
+    cluster: str,
+    stream: Stream,
+    seq: int,
+    reason: str,
+    reply: bytes,
+    *,
+    lacks: bool = False,
 ) -> Verdict:
     """Write down that a cluster refuses an entry, and decide what can be decided now.
 
@@ -110,6 +123,7 @@ async def refuse(
         seq: The entry.
         reason: Why, for a person.
         reply: The server's answer.
+        lacks: See `settle`.
     """
     while True:
         # The positions first: one that is past the entry because it is void must be read together with that.
@@ -119,7 +133,7 @@ async def refuse(
         before = known.value if known is not None else b""
         refusal.clusters.setdefault(cluster, reason)
         positions = read_positions(facts, members)
-        verdict, relied = settle(refusal, positions, cluster, stream, seq)
+        verdict, relied = settle(refusal, positions, cluster, stream, seq, lacks=lacks)
         refusal.void = verdict is Verdict.VOID
         value = refusal.encode()
         if value == before:

@@ -36,6 +36,13 @@ def test_who_is_away_and_has_not_begun_it_does_not_count_if_it_stays_so() -> Non
     assert settle(refused_by("x"), {"x": Position(low=4), "y": away}, "x", A, 5) == (Verdict.WAIT, [])
 
 
+def test_who_is_away_may_have_the_collection_that_another_one_lacks() -> None:
+    """A cluster that has lost its disk does not talk the others out of what was acknowledged."""
+    positions = {"x": Position(low=4), "y": Position(low=3, standing=Standing.AWAY, begun=4)}
+    assert settle(refused_by("x"), positions, "x", A, 5, lacks=True) == (Verdict.WAIT, [])
+    assert settle(refused_by("x", "y"), positions, "x", A, 5, lacks=True) == (Verdict.VOID, [])
+
+
 def test_who_stopped_before_it_or_is_copied_does_not_count() -> None:
     parked = Position(low=9, parked={A: Parked(4, "no")})
     copied = Position(standing=Standing.RESEEDING)
