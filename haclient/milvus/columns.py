@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
-from pymilvus.grpc_gen import schema_pb2
 
+from haclient.milvus.datatypes import DataType
 from haclient.milvus.shape import DYNAMIC, INVALID, InvalidWrite, parameter
 from haclient.milvus.wireformat import bytes_field
 
@@ -27,7 +27,7 @@ from haclient.milvus.wireformat import bytes_field
 UNEXPECTED: Final = 65535
 
 _MOST_JSON: Final = 65_536
-_D: Final = schema_pb2.DataType
+_D: Final = DataType
 
 # Where the values of a type are, and what Milvus calls the column and the values.
 _SCALARS: Final[dict[int, tuple[str, str, str]]] = {
@@ -223,7 +223,7 @@ def _integers(column: Any, field: Any) -> None:
 
 
 def _in_range(values: Sequence[int], kind: int) -> None:
-    low, high = _RANGES.get(kind, (0, 0))
+    low, high = _RANGES[_D(kind)] if kind in _RANGES else (0, 0)
     for at, value in enumerate(values if high else ()):
         if not low <= value <= high:
             text = f"the {at}th element ({value}) out of range: [{low}, {high}]"

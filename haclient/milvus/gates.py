@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient.call import Method
+from haclient.milvus.datatypes import DataType, FunctionType
 from haclient.milvus.shape import parse_request
 from haclient.milvus.status import Flavour
 
 _Version = tuple[int, int]
-_D: Final = schema_pb2.DataType
+_D: Final = DataType
 
 
 class _Need(NamedTuple):
@@ -54,10 +55,10 @@ _TYPES: Final[dict[int, tuple[_Version, bool]]] = {
     _D.Decimal: ((3, 0), False),
 }
 _FUNCTIONS: Final[dict[int, tuple[_Version, bool]]] = {
-    schema_pb2.FunctionType.BM25: ((2, 5), True),
-    schema_pb2.FunctionType.TextEmbedding: ((2, 6), True),
-    schema_pb2.FunctionType.MinHash: ((3, 0), False),
-    schema_pb2.FunctionType.MolFingerprint: ((3, 0), False),
+    FunctionType.BM25: ((2, 5), True),
+    FunctionType.TextEmbedding: ((2, 6), True),
+    FunctionType.MinHash: ((3, 0), False),
+    FunctionType.MolFingerprint: ((3, 0), False),
 }
 #: Index types; those that are not here differ from build to build. Lite takes any name for an index on vectors.
 _INDEXES: Final[dict[str, tuple[_Version, bool]]] = {
@@ -194,9 +195,10 @@ def _collection(message: bytes) -> Iterator[_Need]:
 
 def _field(field: Any) -> Iterator[_Need]:
     since, lite = _TYPES.get(field.data_type, (_ALWAYS, True))
-    if field.data_type not in _D.values():
+    known = {one.value: one.name for one in _D}
+    if field.data_type not in known:
         since, lite = (3, 0), False
-    name = _D.Name(field.data_type) if field.data_type in _D.values() else str(field.data_type)
+    name = known.get(field.data_type, str(field.data_type))
     yield _Need(f"the type {name} of field {field.name}", since, lite)
     if field.nullable:
         yield _Need(f"null in field {field.name}", (2, 5), True)
