@@ -42,11 +42,13 @@ class Difference:
         key: The key.
         partition: The partition that was compared, "" for the whole collection.
         rows: The row's hash on each cluster, None where there is no such row.
+        seq: End of the log that they all had then, 0 without a log.
     """
 
     key: Key
     partition: str
     rows: Mapping[str, bytes | None]
+    seq: int
 
 
 @final
@@ -68,9 +70,10 @@ class Counted:
 class Settling:
     """How a comparison waits for clusters to have the same writes; this one knows of no log, and just waits."""
 
-    async def settle(self) -> None:
-        """Wait until what was written before this call is on every cluster."""
+    async def settle(self) -> int:
+        """Wait until what was written before this call is on every cluster; return the end of the log then."""
         await asyncio.sleep(_PAUSE_S)
+        return 0
 
     async def touched(self, keys: Collection[Key]) -> set[Key]:
         """Return those of some keys that have been written to since the last `settle` began."""
@@ -157,15 +160,14 @@ class Comparison:
         for _ in range(_MOST_LOOKS):
             if not left:
                 return found
-            await self._settling.settle()
-            differing = await self._look(left, partition)
+            differing = await self._look(left, partition, await self._settling.settle())
             touched = await self._settling.touched([one.key for one in differing])
             found += [one for one in differing if one.key not in touched]
             left = [one.key for one in differing if one.key in touched]
         self.counted.moving += len(left)
         return found
 
-    async def _look(self, keys: list[Key], partition: str) -> list[Difference]:
+    async def _look(self, keys: list[Key], partition: str, seq: int) -> list[Difference]:
         """Read keys on every cluster; return those whose rows are not the same."""
 
         async def read(site: Site) -> dict[Key, bytes]:
@@ -177,7 +179,7 @@ class Comparison:
             return found
 
         rows = dict(zip([site.name for site in self._sites], await _all(read, self._sites), strict=True))
-        told = [Difference(key, partition, {name: one.get(key) for name, one in rows.items()}) for key in keys]
+        told = [Difference(key, partition, {name: one.get(key) for name, one in rows.items()}, seq) for key in keys]
         return [one for one in told if len(set(one.rows.values())) > 1]
 
 

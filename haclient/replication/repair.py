@@ -149,14 +149,18 @@ class Repairer:
             unclean_s = position.open
             position.standing, position.open = Standing.RESEEDING, max(unclean_s, target.longest_s)
             await hold.move()
-            if unclean_s:
-                await target.rest(max(self._verifier.settings.settle_s, unclean_s))
-            for donor in {donor for _, donor in wrong}:
-                await wait_applied(log, donor, stream, position.applied(stream), self._loop)
-            await self._write(target, shape, wrong, done)
-            position.begun = max(position.begun, (await log.bounds()).head)
-            position.standing, position.open = Standing.AWAY, 0.0
-            await hold.move()
+            try:
+                if unclean_s:
+                    await target.rest(max(self._verifier.settings.settle_s, unclean_s))
+                for donor in {donor for _, donor in wrong}:
+                    await wait_applied(log, donor, stream, position.applied(stream), self._loop, patient=True)
+                await self._write(target, shape, wrong, done)
+                position.open = 0.0
+            finally:
+                # What could not be mended differs as before, so its applier may as well go on.
+                position.begun = max(position.begun, (await log.bounds()).head)
+                position.standing = Standing.AWAY
+                await hold.move()
 
         await held(log, cluster, self._holder, self._verifier.settings.lease_s, self._loop, work)
 
@@ -195,8 +199,8 @@ class Repairer:
 async def _last(
     log: MutationLog, stream: Stream, shape: Shape, differences: Sequence[Difference]
 ) -> dict[Key, bytes | None]:
-    """Return what the log says of keys last: the hash of a row, or None of a deleted one."""
-    keys = {one.key for one in differences}
+    """Return what the log says of keys last, when they were compared: the hash of a row, or None of a deleted one."""
+    compared = {one.key: one.seq for one in differences}
     found: dict[Key, bytes | None] = {}
     after = (await log.bounds()).first - 1
     while entries := await log.read(after):
@@ -204,11 +208,12 @@ async def _last(
             one = entry.mutation
             if one.stream != stream or one.method not in MERGED:
                 continue
-            if one.method == "Delete":
-                found |= dict.fromkeys(keys.intersection(batch.keys_of("Delete", one.message, shape.key)))
-            elif not keys.isdisjoint(batch.keys_of(one.method, one.message, shape.key)):
-                hashes = row_hashes(_page(one.message, shape))
-                found |= {key: row for key, row in hashes.items() if key in keys}
+            keys = [
+                key for key in batch.keys_of(one.method, one.message, shape.key) if entry.seq <= compared.get(key, 0)
+            ]
+            if keys:
+                rows = row_hashes(_page(one.message, shape)) if one.method != "Delete" else {}
+                found |= {key: rows.get(key) for key in keys}
         after = entries[-1].seq
     return found
 

@@ -236,11 +236,12 @@ class _Log(Settling):
         self._loop = loop
         self._since = 0
 
-    async def settle(self) -> None:
+    async def settle(self) -> int:
         """See `Settling.settle`."""
         self._since = (await self._log.bounds()).head
         for name in self._names:
             await wait_applied(self._log, name, self._stream, self._since, self._loop)
+        return self._since
 
     async def touched(self, keys: Collection[Key]) -> set[Key]:
         """See `Settling.touched`."""
