@@ -28,7 +28,6 @@ BENCHES = {
     "slow": ("A server that is slow", ["tail.py", "--slow"], ["--calls", "1500"]),
     "overload": ("Everything fails", ["overload.py"], ["--seconds", "3"]),
     "write_cost": ("Mirrored writes", ["write_cost.py"], ["--quick"]),
-    "write_cost": ("Writes to several clusters", ["write_cost.py"], ["--quick"]),
     "scale": ("Large fleets, many calls", ["scale.py"], ["--rounds", "1", "--seconds", "4", "--calls", "4000"]),
 }
 
