@@ -27,7 +27,6 @@ BENCHES = {
     "tail": ("A server paused, killed, unloaded", ["tail.py"], ["--seconds", "8", "--rest", "4"]),
     "slow": ("A server that is slow", ["tail.py", "--slow"], ["--calls", "1500"]),
     "overload": ("Everything fails", ["overload.py"], ["--seconds", "3"]),
-    "write_cost": ("Mirrored writes", ["write_cost.py"], ["--quick"]),
     "scale": ("Large fleets, many calls", ["scale.py"], ["--rounds", "1", "--seconds", "4", "--calls", "4000"]),
 }
 
