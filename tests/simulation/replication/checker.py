@@ -309,6 +309,9 @@ class Checker:
         upto, stream = record.head_at_end + 1, ("", record.operation.collection)
         if record.count:
             entry = self.reference.entries[record.seq]
+            if entry.mutation.method != "Delete":
+                self.world.violated("told", f"{record.operation} was told {record.seq}, a {entry.mutation.method}")
+                return
             deleted.update(marks_of("Delete", entry.mutation.message))
             upto, stream = record.seq, entry.mutation.stream
         for key, history in self.reference.changes.get(stream, {}).items():

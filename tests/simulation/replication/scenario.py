@@ -112,8 +112,8 @@ class Scenario:
     curses: list[tuple[Operation, str, str]] = field(default_factory=list)
 
 
-_SETTINGS: Final = {
-    (ack, batch): Replication(
+SETTINGS: Final = {
+    ack: Replication(
         mode="mirror",
         log="memory",
         ack=ack,
@@ -121,11 +121,9 @@ _SETTINGS: Final = {
         apply_timeout_s=0.5,
         lease_s=0.3,
         settle_s=SETTLE_S,
-        batch_bytes=batch,
         watermark_s=1.0,
     )
     for ack in ACKS
-    for batch in (8 << 20,)
 }
 
 
@@ -140,12 +138,12 @@ def draw(seed: int) -> Scenario:
         seed,
         clusters,
         processes,
-        _SETTINGS[ACKS[int(roll() * 4)], 8 << 20],
+        SETTINGS[ACKS[int(roll() * 4)]],
         text_key=roll() < 0.3,
         safe=safe,
         early=roll() < 0.2,
     )
-    _prologue(scenario)
+    prologue(scenario)
     span = _operations(scenario, roll)
     _reads(scenario, roll, span)
     if roll() > 0.08:
@@ -153,7 +151,8 @@ def draw(seed: int) -> Scenario:
     return scenario
 
 
-def _prologue(scenario: Scenario) -> None:
+def prologue(scenario: Scenario) -> None:
+    """Begin with two collections."""
     stage = [
         ("CreateCollection", OWN, requests.create_collection(OWN)),
         ("CreateIndex", OWN, requests.create_index(OWN)),

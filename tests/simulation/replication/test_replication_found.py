@@ -1,0 +1,92 @@
+"""What the simulation has found, each as the smallest history that shows it; chance is left to a few seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from haclient.config.replication import Replication
+from tests.simulation.replication import requests
+from tests.simulation.replication.run import play
+from tests.simulation.replication.scenario import OWN, SETTINGS, Fault, Operation, Scenario, prologue
+
+SEEDS = range(12)
+
+
+def upsert(number: int, keys: Sequence[int], ack: str = "log", timeout_s: float = 8.0) -> Operation:
+    versions = tuple(100_000 + number * 10 + i for i in range(len(keys)))
+    message = requests.rows("Upsert", OWN, keys, versions)
+    return Operation(number, "rows", "Upsert", message, OWN, versions=versions, ack=ack, timeout_s=timeout_s)
+
+
+def drop(number: int, ack: str = "log") -> Operation:
+    message = requests.about("DropCollection", OWN)
+    return Operation(number, "ddl", "DropCollection", message, OWN, ack=ack, timeout_s=8.0)
+
+
+def alias(number: int) -> Operation:
+    return Operation(number, "ddl", "CreateAlias", requests.alias("CreateAlias", "other", OWN), timeout_s=8.0)
+
+
+def history(
+    seed: int, calls: Sequence[tuple[float, int, Operation]], faults: Sequence[Fault], clusters: int = 2
+) -> Scenario:
+    """Two processes; calls are (when, in which process, what), counted from when the collections are there."""
+    settings: Replication = SETTINGS["one"]
+    scenario = Scenario(seed, clusters, 2, settings, text_key=False, safe="", early=False)
+    prologue(scenario)
+    scenario.operations += calls
+    scenario.faults = list(faults)
+    return scenario
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_request_of_a_stopped_process_does_not_undo_what_its_successor_applied(seed: int) -> None:
+    calls = [(0.002, 0, upsert(10, [1, 2])), (0.006, 1, upsert(11, [1, 2])), (0.01, 1, upsert(12, [2, 3]))]
+    faults = [Fault(0.0, "stop", "A", 0.45 + 0.01 * (seed % 8)), Fault(0.02, "stop process", 0, 2.0)]
+    assert not play(history(seed, calls, faults)).violations
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_process_that_closes_while_a_cluster_comes_to_rest_leaves_the_waiting_to_its_successor(seed: int) -> None:
+    calls = [(0.002, 0, upsert(10, [1, 2])), (0.006, 1, upsert(11, [1, 2])), (0.01, 1, upsert(12, [2, 3]))]
+    faults = [Fault(0.0, "stop", "A", 0.56), Fault(0.6 + 0.02 * (seed % 12), "close", 0, 0.3)]
+    assert not play(history(seed, calls, faults)).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_last_of_those_who_refuse_an_entry_is_not_parked(seed: int) -> None:
+    faults = [Fault(0.15, "arm", "A", 0.0), Fault(0.2, "log slow", None, 0.5)]
+    calls = [(0.0, 0, alias(10)), (0.16, 0, drop(11, "all")), (0.17, 1, upsert(12, [1], "all"))]
+    assert not play(history(seed, calls, faults, clusters=3)).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_every_cluster_refuses_is_not_told_as_done(seed: int) -> None:
+    calls = [(0.0, 0, drop(10)), *((0.0, i % 2, upsert(11 + i, [i], "one")) for i in range(5))]
+    assert not play(history(seed, calls, [])).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_appended_while_the_log_fails_is_applied(seed: int) -> None:
+    calls = [(0.005 * i, 0, upsert(10 + i, [i], "log", 1.0)) for i in range(8)]
+    faults = [Fault(0.002 * seed, "log lost", None, 0.03)]
+    assert not play(history(seed, calls, faults)).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_process_ends_though_its_leases_are_lost_meanwhile(seed: int) -> None:
+    faults = [Fault(0.05, "log down", 0, 0.6), Fault(0.3 + 0.02 * seed, "close", 0, 0.2)]
+    assert not play(history(seed, [(0.0, 0, upsert(10, [1]))], faults)).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cluster_that_hangs_does_not_hold_up_a_write_that_another_one_can_take(seed: int) -> None:
+    scenario = history(seed, [(0.05, 0, upsert(10, [1], "one", 4.0))], [Fault(0.0, "stop", "A", 6.0)])
+    # Whoever writes knows nothing of the collection any more.
+    message = requests.about("ReleaseCollection", OWN)
+    scenario.operations.append((0.0, 0, Operation(9, "ddl", "ReleaseCollection", message, OWN, ack="one")))
+    result = play(scenario)
+    assert not result.violations
+    assert result.outcomes.get("ok", 0) == 8
