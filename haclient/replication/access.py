@@ -1,7 +1,7 @@
 """Roles, what they may do, and who has them: copied from one cluster to another one.
 
-Decision made here: users are not made, since no server tells a password; those that are missing are named, and the rest
-of what they need is waiting for them when the operator makes them.
+Decision made here: users are not made, since no server tells a password; those that are missing are named, with the
+roles that the operator has to give them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ async def copy_access(donor: Site, target: Site) -> list[str]:
     for user, role in sorted(there.members - wanted.members):
         if role in wanted.roles | access.BUILT_IN:
             await _change(target, access.leave_role(user, role))
-    missing, extra = sorted(wanted.users - there.users), sorted(there.users - wanted.users)
-    notes = [f"user {name} is missing on cluster {target.name}: no server tells a password" for name in missing]
-    return notes + [f"user {name} is on cluster {target.name} only" for name in extra]
+    notes = []
+    for name in sorted(wanted.users - there.users):
+        roles = ", ".join(sorted(role for user, role in wanted.members if user == name)) or "none"
+        text = f"user {name} is missing on cluster {target.name}, since no server tells a password"
+        notes.append(f"{text}: create it there, with the roles {roles}")
+    return notes + [f"user {name} is on cluster {target.name} only" for name in sorted(there.users - wanted.users)]
 
 
 async def _change(site: Site, request: Request) -> None:

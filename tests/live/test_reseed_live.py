@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 from pathlib import Path
 
 import pytest
-from pymilvus import DataType
+from pymilvus import DataType, MilvusClient
 
 from haclient import AsyncMilvusClient
+from haclient.config import Config
+from haclient.config.replication import Replication
+from haclient.events import EventBus
+from haclient.host import Host
+from haclient.replication.access import copy_access
 from haclient.replication.audit import audit
 from haclient.replication.reseed import reseed
+from haclient.replication.site import Site
 from tests.servers import mirrored
 from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.mirrored import Mirrored
-from tests.servers.shared import LiteFactory
+from tests.servers.shared import LiteFactory, StandalonePair
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -66,6 +73,45 @@ async def test_each_kind_of_server_is_filled_from_the_other(lite_server: LiteFac
                 assert await client.search("latest", [mirrored.row(7)["vector"]], limit=1)
     finally:
         await real.close()
+
+
+@pytest.mark.timeout(300)
+async def test_roles_are_copied_and_users_named(standalone_pair: StandalonePair) -> None:
+    servers = [standalone_pair.a, standalone_pair.b]
+    token = "root:Milvus"
+    config = Config.load([server.uri for server in servers], token=token)
+    one, other = (MilvusClient(server.uri, token=token, dedicated=True) for server in servers)
+    host = Host(config, lambda: config, EventBus())
+    try:
+        for client, user in ((one, "ann"), (one, "bob"), (other, "ann")):
+            client.create_user(user, "Passw0rd!")
+        one.create_role("reader")
+        one.grant_privilege("reader", "Collection", "Search", "docs")
+        one.grant_role("ann", "reader")
+        one.grant_role("bob", "reader")
+        other.create_role("old")
+        other.grant_privilege("old", "Collection", "Query", "docs")
+        other.grant_role("ann", "old")
+        core = await host.enter()
+        await core.refresh()
+        loop, rng = asyncio.get_running_loop(), random.Random(1)
+        donor, target = (Site(core.clusters, one.name, Replication(), rng, loop) for one in config.clusters)
+        for _ in range(2):
+            (note,) = await copy_access(donor, target)
+            assert "user bob is missing" in note
+            assert "with the roles reader" in note
+        assert other.list_roles() == ["admin", "public", "reader"]
+        assert [one["privilege"] for one in other.describe_role("reader")["privileges"]] == ["Search"]
+        assert other.describe_user("ann")["roles"] == ("reader",)
+    finally:
+        await host.aclose()
+        for client in (one, other):
+            for user in ("ann", "bob"):
+                client.drop_user(user)
+            for role in ("reader", "old"):
+                if role in client.list_roles():
+                    client.drop_role(role, force_drop=True)
+            client.close()
 
 
 async def write(client: AsyncMilvusClient) -> None:
