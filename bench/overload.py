@@ -30,7 +30,7 @@ from typing import Any
 from caller import read
 from harness import BENCH, Child, finish, table
 
-from haclient.drill.process import ReservedPort
+from haclient.drill.servers.process import ReservedPort
 
 MODES = {
     "unavailable": "unavailable",

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 from harness import ROOT
 
-from haclient.drill.launch import check_milvus
-from haclient.drill.process import HOST, ServerProcess
+from haclient.drill.servers.lite import check_milvus
+from haclient.drill.servers.process import HOST, ServerProcess
 
 
 class Peer(ServerProcess):

@@ -32,7 +32,7 @@ from typing import Any
 import peers
 from harness import BENCH, Child, commands, finish, quantile, run, say, table
 
-from haclient.drill.process import HOST, ServerProcess
+from haclient.drill.servers.process import HOST, ServerProcess
 from tests.servers.envoy import EnvoyServer
 
 SEARCH, CONNECT = (f"/milvus.proto.milvus.MilvusService/{name}" for name in ("Search", "Connect"))
@@ -234,8 +234,8 @@ async def start_servers(args: argparse.Namespace, folder: Path, stack: AsyncExit
         stubs = Child(str(BENCH / "quick_server.py"), "--ports", "2")
         stack.callback(stubs.close)
         return [int(port) for port in stubs.hello]
+    from haclient.drill.servers.milvus import StandaloneServer
     from tests.servers import fill
-    from tests.servers.milvus_standalone import StandaloneServer
 
     servers = [await stack.enter_async_context(StandaloneServer(folder / name, name=name)) for name in ("one", "two")]
     print("filling", file=sys.stderr)

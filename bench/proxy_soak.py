@@ -35,7 +35,7 @@ from harness import BENCH, Child, finish, quantile, run, table
 
 from haclient.call import Outcome, Reply
 from haclient.drill.measure import open_loop
-from haclient.drill.process import HOST
+from haclient.drill.servers.process import HOST
 from haclient.wire import Channel, ChannelOptions, Target
 from haclient.wire.grpc import message_prefix
 

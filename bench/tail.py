@@ -71,9 +71,9 @@ class Phases:
 async def faults(args: argparse.Namespace, folder: Path) -> None:
     from pymilvus import MilvusClient
 
+    from haclient.drill.servers.milvus import StandaloneServer
     from tests.servers import fill
     from tests.servers.envoy import EnvoyServer
-    from tests.servers.milvus_standalone import StandaloneServer
 
     class Envoy(EnvoyServer):
         def config(self) -> dict[str, Any]:

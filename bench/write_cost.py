@@ -31,9 +31,9 @@ from typing import Any
 
 from harness import BENCH, Child, cpu_s, finish, quantile, run, table
 
-from haclient.drill.launch import LiteServer
-from tests.servers import etcd, milvus_binary
-from tests.servers.milvus_standalone import StandaloneServer
+from haclient.drill.servers import etcd, milvus_binary
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.servers.milvus import StandaloneServer
 
 PARTS = ("rates", "acks", "catch_up", "reseed")
 ACKS = ("log", "one", "quorum", "all")

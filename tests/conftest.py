@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
-from haclient.drill.faults import ToxicProxy
-from haclient.drill.launch import LiteServer
-from tests.servers import etcd, fill, milvus_binary
+from haclient.drill.servers import etcd, milvus_binary
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.toxic import ToxicProxy
+from tests.servers import fill
 from tests.servers.milvus_cluster import DistributedMilvus
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.shared import ROWS, LiteFactory, StandalonePair, ToxicFactory
 
 T = TypeVar("T")

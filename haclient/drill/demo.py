@@ -35,8 +35,8 @@ from rich.text import Text
 from haclient.drill import demo_view
 from haclient.drill.corpus import QUESTIONS, Passage, read_corpus
 from haclient.drill.demo_story import Answer, Report, Story, report
-from haclient.drill.launch import LiteServer
 from haclient.drill.measure import open_loop
+from haclient.drill.servers.lite import LiteServer
 from haclient.errors import ConfigError, HAClientError
 from haclient.retrieval.embed import Embedder, HashingEmbedder, SentenceTransformerEmbedder, Vectors
 

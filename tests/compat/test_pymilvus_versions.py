@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from tests import environments
 from tests.environments import environment
 

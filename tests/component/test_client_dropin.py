@@ -16,7 +16,7 @@ from pymilvus import AnnSearchRequest, DataType, MilvusException, RRFRanker
 
 import haclient
 from haclient import AsyncMilvusClient
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 
 DIM, ROWS = 8, 60
 PYMILVUS = tuple(int(part) for part in pymilvus.__version__.split(".")[:2])

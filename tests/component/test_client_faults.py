@@ -11,7 +11,7 @@ from pymilvus import MilvusException
 import haclient
 from haclient import AsyncMilvusClient
 from haclient.config import ClusterConfig, Config
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 
 pytestmark = pytest.mark.both_loops
 

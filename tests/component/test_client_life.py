@@ -16,7 +16,7 @@ from pymilvus.orm.connections import connections
 
 import haclient
 from haclient import AsyncMilvusClient
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 
 
 @pytest.fixture(scope="module")

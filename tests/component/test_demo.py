@@ -18,7 +18,7 @@ from rich.console import Console
 
 from haclient.drill import demo
 from haclient.drill.demo import DemoOptions, run
-from haclient.drill.launch import LiteServer, ServerNotStarted
+from haclient.drill.servers.lite import LiteServer, ServerNotStarted
 
 
 def servers_in(folder: Path) -> list[int]:

@@ -18,12 +18,12 @@ import pytest
 import trustme
 
 from haclient.config.replication import Replication
+from haclient.drill.servers import etcd
+from haclient.drill.servers.etcd import EtcdCluster, EtcdServer, EtcdTLS
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.errors import ConfigError, LogCorrupt, LogFull, LogTrimmed, LogUnavailable
 from haclient.replication.etcd import EtcdLog, client, layout, tidy
 from haclient.replication.log import Bounds, Mutation
-from tests.servers import etcd
-from tests.servers.etcd import EtcdCluster, EtcdServer, EtcdTLS
-from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [
     pytest.mark.skipif(not etcd.available(), reason="needs etcd (apt-get install etcd-server)"),

@@ -22,7 +22,7 @@ import pytest
 
 from haclient import MilvusClient
 from haclient.drill.corpus import read_documents
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.portal import portal
 from haclient.retrieval import Indexer, Source
 from tests.quality.models import make_embedder, model_folder

@@ -20,7 +20,7 @@ from haystack.utils import Secret
 from haystack.utils.filters import document_matches_filter
 from milvus_haystack import MilvusEmbeddingRetriever
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.errors import BadQuery, ConfigError, Unavailable, WriteRefused
 from haclient.integrations.haystack import HAMilvusDocumentStore, HAMilvusRetriever
 from haclient.integrations.haystack.filters import expression

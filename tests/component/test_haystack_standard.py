@@ -10,7 +10,7 @@ from haystack import Document
 from haystack.testing import document_store as blocking
 from haystack.testing import document_store_async as asynchronous
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.integrations.haystack import HAMilvusDocumentStore
 from tests.conftest import run
 

@@ -17,7 +17,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_milvus import BM25BuiltInFunction, Milvus
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.errors import BadQuery, ConfigError, Unavailable, WriteRefused
 from haclient.integrations.langchain import HAMilvusRetriever, HAMilvusVectorStore, LangChainEmbedder
 from haclient.integrations.origin import ORIGIN

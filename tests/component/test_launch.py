@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from haclient.drill.faults import HIGH_WATER_BYTES, ToxicProxy, Toxics
-from haclient.drill.launch import LiteServer, ServerNotStarted
-from haclient.drill.process import HOST, ReservedPort
+from haclient.drill.servers.lite import LiteServer, ServerNotStarted
+from haclient.drill.servers.process import HOST, ReservedPort
+from haclient.drill.toxic import HIGH_WATER_BYTES, ToxicProxy, Toxics
 from tests.servers import fill
 from tests.servers.shared import LiteFactory, ToxicFactory
 
@@ -83,7 +83,7 @@ class TestLiteServer:
     async def test_dies_with_us(self, tmp_path: Path) -> None:
         """A server does not outlive the process that started it, even one that is killed."""
         script = (
-            "import asyncio, sys; from haclient.drill.launch import LiteServer\n"
+            "import asyncio, sys; from haclient.drill.servers.lite import LiteServer\n"
             "async def main():\n"
             "    async with LiteServer(sys.argv[1]) as server:\n"
             "        print(server.pid, flush=True); await asyncio.Event().wait()\n"

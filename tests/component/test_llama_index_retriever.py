@@ -25,7 +25,7 @@ from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 
 from haclient import MilvusClient
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.errors import BadQuery, EmbeddingError
 from haclient.integrations.llama_index import HAMilvusRetriever, LlamaIndexEmbedder
 from haclient.integrations.origin import ORIGIN

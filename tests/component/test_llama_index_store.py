@@ -31,7 +31,7 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.errors import ConfigError, Unavailable, WriteRefused
 from haclient.integrations.llama_index import HAMilvusVectorStore
 from haclient.integrations.origin import ORIGIN

@@ -17,7 +17,7 @@ from langchain_milvus import Milvus
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
 from haclient import AsyncMilvusClient, MilvusClient
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.integrations.langchain import HAMilvusVectorStore
 from haclient.retrieval.embed.hashing import HashingEmbedder
 from haclient.retrieval.indexer import Indexer, Source

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pymilvus.grpc_gen import milvus_pb2
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.milvus import batch, ddl
 from haclient.milvus.methods import named
 from haclient.milvus.shape import read_shape

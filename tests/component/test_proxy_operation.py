@@ -26,11 +26,12 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
-from haclient.drill.faults import ToxicProxy, Toxics
-from haclient.drill.launch import LiteServer
-from haclient.drill.process import HOST
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.servers.process import HOST
+from haclient.drill.servers.proxy import ProxyServer
+from haclient.drill.toxic import ToxicProxy, Toxics
 from tests.conftest import run
-from tests.servers.proxy import ProxyServer, behind
+from tests.servers.proxy import behind
 
 pytestmark = [pytest.mark.xdist_group("proxy-operation")]
 

@@ -19,7 +19,7 @@ import trustme
 from haclient.call import Outcome, Reply
 from haclient.config import ClusterConfig, Config, EndpointConfig, Hedge, ProxyLimits, Timeouts, Wire
 from haclient.core import Core
-from haclient.drill.process import HOST
+from haclient.drill.servers.process import HOST
 from haclient.errors import AttemptTimeout, ConnectFailed, ConnectionLost, ProtocolError, TransportClosed
 from haclient.events import EventBus
 from haclient.milvus.methods import named

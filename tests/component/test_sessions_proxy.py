@@ -19,7 +19,7 @@ from pymilvus.grpc_gen import milvus_pb2
 from haclient import AsyncMilvusClient
 from haclient.call import Metadata, Reply
 from haclient.config.replication import Replication
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.milvus.methods import SERVICE
 from haclient.milvus.watermarks import COLLECTION
 from haclient.replication.applier import APPLY

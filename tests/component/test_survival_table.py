@@ -22,13 +22,14 @@ from pymilvus import MilvusException
 
 from haclient import AsyncMilvusClient, acknowledged
 from haclient.acknowledge import ACKS, Ack
+from haclient.drill.servers import etcd
 from haclient.errors import HAClientError
 from haclient.replication.position import Standing
 from tests.live.replication.faults import FAULTS, full_disk
 from tests.live.replication.fleet import Fleet, Log
 from tests.live.replication.rows import Names, create, load_all, row
 from tests.live.replication.trial import through_fleet
-from tests.servers import etcd, fill
+from tests.servers import fill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,7 +13,7 @@ from test_client_dropin import DIM, MISTAKES, READS, Q, comparable, indexes, pla
 
 import haclient
 from haclient import AsyncMilvusClient, MilvusClient
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 
 
 @pytest.fixture(scope="module")

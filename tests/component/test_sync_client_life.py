@@ -20,8 +20,8 @@ from pymilvus.orm.connections import connections
 import haclient
 from haclient import MilvusClient
 from haclient.config import Config
-from haclient.drill.faults import ToxicProxy
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.toxic import ToxicProxy
 from haclient.portal import portal
 
 QUICK = {"health": {"interval_s": 0.3, "deep_interval_s": 0.3}}

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from haclient.drill.process import HOST, ServerProcess
+from haclient.drill.servers.process import HOST, ServerProcess
 from haclient.proxy.server import Server
 from tests.interop.test_proxy_grpc import KNOWN, UNKNOWN, UNLIMITED, Upstream, metrics
 from tests.servers import envoy

@@ -14,7 +14,7 @@ import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_milvus import Milvus
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from tests import environments
 from tests.component.test_llama_index import TOOLS
 from tests.servers.proxy import behind, serving

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from pymilvus.grpc_gen.milvus_pb2 import ConnectResponse, InsertRequest, MutationResult
 
-from haclient.drill.process import ReservedPort
+from haclient.drill.servers.process import ReservedPort
 from haclient.proxy.server import Server
 from tests.interop.test_wire_grpc import Service
 from tests.servers.proxy import behind, listening, serving

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from haclient.drill.servers.milvus import StandaloneServer
 from tests import environments
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.proxy import behind, serving
 from tests.servers.shared import LiteFactory
 

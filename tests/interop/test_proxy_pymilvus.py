@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from tests.conftest import run
 from tests.interop.surfaces import differing, lives, reads
 from tests.servers import fill

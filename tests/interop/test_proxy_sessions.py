@@ -13,8 +13,8 @@ import grpc
 import pytest
 from pymilvus.grpc_gen.milvus_pb2 import ConnectRequest, ConnectResponse
 
-from haclient.drill.faults import ToxicProxy
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.toxic import ToxicProxy
 from tests.conftest import run
 from tests.interop.surfaces import client_of
 from tests.interop.test_proxy_grpc import KNOWN, MILVUS, Upstream

@@ -14,7 +14,7 @@ from typing import cast
 
 import pytest
 
-from haclient.drill.process import HOST
+from haclient.drill.servers.process import HOST
 from haclient.wire import dial as module
 from haclient.wire.dial import Target, dial
 

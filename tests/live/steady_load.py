@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self, TypeVar
 
 from haclient import AsyncMilvusClient
-from haclient.drill.process import ServerProcess
+from haclient.drill.servers.process import ServerProcess
 from haclient.events import EndpointChanged, Event
 from tests.servers import fill
 from tests.servers.shared import ROWS

@@ -11,12 +11,12 @@ from haystack.document_stores.types import DuplicatePolicy
 from haystack.testing import document_store as blocking
 from haystack.utils.filters import document_matches_filter
 
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.integrations.haystack import HAMilvusDocumentStore, HAMilvusRetriever
 from haclient.integrations.origin import ORIGIN
 from tests.component.test_haystack import DOCUMENTS, FILTERS, ids
 from tests.component.test_haystack_standard import SameDocuments
 from tests.servers import fill
-from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 

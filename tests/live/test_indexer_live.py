@@ -9,13 +9,13 @@ import pytest
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from haclient import AsyncMilvusClient
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.errors import ConfigError
 from haclient.retrieval.indexer import Source
 from haclient.retrieval.retriever import Retriever
 from haclient.retrieval.schema import read_fingerprint
 from tests.component.test_indexer_lite import ODD, WORDS, WordEmbedder, make_indexer, rows, sources
 from tests.servers import fill
-from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 

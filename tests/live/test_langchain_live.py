@@ -11,8 +11,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
 
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.integrations.langchain import HAMilvusRetriever, HAMilvusVectorStore
-from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from haclient.drill.servers.milvus import StandaloneServer
 from tests import environments
 from tests.component.test_llama_index import run_there
-from tests.servers.milvus_standalone import StandaloneServer
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 

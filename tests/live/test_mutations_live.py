@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.milvus import batch, ddl, gates, mutations
 from haclient.milvus.methods import named
 from haclient.milvus.shape import read_shape
 from haclient.milvus.status import Flavour
 from tests.servers import write_cases as cases
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.write_cases import D, Raw, column, creation, insert, meta, schema, schema_field
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]

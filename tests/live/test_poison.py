@@ -13,11 +13,11 @@ from pymilvus import DataType
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient import AsyncMilvusClient, CallError, PoisonedCall, WriteNotConfirmed
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.events import AttemptFinished, CallFinished, CallQuarantined, EndpointChanged
 from tests.live.steady_load import Load, eventually, opened, searching, until_up
 from tests.servers import fill
 from tests.servers.milvus_cluster import DistributedMilvus, Role
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.shared import ROWS, StandalonePair
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -11,13 +11,14 @@ import pymilvus
 import pytest
 
 from haclient import MilvusClient
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.servers.proxy import ProxyServer
 from haclient.events import ClusterRecognised, EndpointChanged
 from tests.interop.surfaces import differing, reads
 from tests.live.steady_load import Load, Watch, eventually, opened, searching, until_up
 from tests.servers import fill
 from tests.servers.milvus_cluster import DistributedMilvus
-from tests.servers.milvus_standalone import StandaloneServer
-from tests.servers.proxy import ProxyServer, behind, serving
+from tests.servers.proxy import behind, serving
 from tests.servers.shared import ROWS
 
 pytestmark = [

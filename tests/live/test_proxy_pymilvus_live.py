@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
+from haclient.drill.servers.milvus import StandaloneServer
 from tests.interop.surfaces import client_of, differing, lives, reads
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.proxy import behind, serving
 
 pytestmark = [

@@ -11,9 +11,9 @@ import pymilvus
 import pytest
 from pymilvus import MilvusException
 
+from haclient.drill.servers.milvus import StandaloneServer
 from tests.interop.surfaces import client_of, told
 from tests.servers import fill
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.proxy import behind, serving
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]

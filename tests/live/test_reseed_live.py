@@ -13,6 +13,7 @@ from pymilvus import DataType, MilvusClient
 from haclient import AsyncMilvusClient
 from haclient.config import Config
 from haclient.config.replication import Replication
+from haclient.drill.servers.milvus import StandaloneServer
 from haclient.events import EventBus
 from haclient.host import Host
 from haclient.replication.access import copy_access
@@ -20,7 +21,6 @@ from haclient.replication.audit import audit
 from haclient.replication.reseed import reseed
 from haclient.replication.site import Site
 from tests.servers import mirrored
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.mirrored import Mirrored
 from tests.servers.shared import LiteFactory, StandalonePair
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from haclient.drill.launch import check_milvus
-from haclient.drill.plaincall import PlainCallFailed
-from haclient.drill.process import HOST
-from tests.servers import envoy, etcd, fill
+from haclient.drill.servers import etcd
+from haclient.drill.servers.lite import check_milvus
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.servers.plaincall import PlainCallFailed
+from haclient.drill.servers.process import HOST
+from tests.servers import envoy, fill
 from tests.servers.milvus_cluster import DistributedMilvus, collection_id
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.shared import ROWS, StandalonePair
 
 KEYS = [0, 7, ROWS - 1]

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from haclient import AsyncMilvusClient, Unavailable
-from haclient.drill.faults import ToxicProxy
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.toxic import ToxicProxy
 from haclient.events import CallFinished, EndpointChanged, FailedOver, HedgeStarted, ReadinessChanged
 from tests.live.steady_load import (
     Load,
@@ -28,7 +29,6 @@ from tests.live.steady_load import (
     until_up,
 )
 from tests.servers import fill
-from tests.servers.milvus_standalone import StandaloneServer
 from tests.servers.shared import ROWS, StandalonePair, ToxicFactory
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -15,7 +15,7 @@ from pymilvus import AnnSearchRequest, RRFRanker
 
 from haclient import MilvusClient
 from haclient.drill.corpus import read_documents
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
 from haclient.portal import portal
 from haclient.retrieval.embed import Embedder
 from haclient.retrieval.indexer import Indexer, Source

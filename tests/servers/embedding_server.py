@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from haclient.drill.process import HOST
+from haclient.drill.servers.process import HOST
 from haclient.retrieval.embed import HashingEmbedder, Vectors
 
 #: What a fault makes of a good answer.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from haclient.drill.launch import check_milvus
-from haclient.drill.process import HOST, ServerProcess
+from haclient.drill.servers.lite import check_milvus
+from haclient.drill.servers.process import HOST, ServerProcess
 
 _HTTP2 = {
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from haclient.drill.launch import check_milvus
-from haclient.drill.plaincall import call
-from haclient.drill.process import HOST, ServerProcess
-from tests.servers import etcd, milvus_binary
+from haclient.drill.servers import etcd, milvus_binary
+from haclient.drill.servers.lite import check_milvus
+from haclient.drill.servers.plaincall import call
+from haclient.drill.servers.process import HOST, ServerProcess
 
 _STORED = ("insert_log", "delta_log", "stats_log", "index_files")
 

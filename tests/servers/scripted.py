@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from haclient.call import Reply
-from haclient.drill.process import HOST
+from haclient.drill.servers.process import HOST
 from haclient.proxy.head import Head, HeadParser
 from haclient.wire import Limits, frames, grpc
 from haclient.wire.headers import encode_fields

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from pymilvus import MilvusException
 
-from haclient.drill.faults import ToxicProxy
-from haclient.drill.launch import LiteServer
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.toxic import ToxicProxy
 from tests.servers import fill
-from tests.servers.milvus_standalone import StandaloneServer
 
 #: Rows of `fill.COLLECTION` on each server of `standalone_pair` and `distributed`.
 ROWS = 500

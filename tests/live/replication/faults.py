@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from haclient.drill.faults import ToxicProxy
-from haclient.drill.plaincall import PlainCallFailed
-from haclient.drill.process import ServerProcess
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.servers.plaincall import PlainCallFailed
+from haclient.drill.servers.process import ServerProcess
+from haclient.drill.toxic import ToxicProxy
 from tests.live.replication.fleet import LEASE_S, Cluster, Fleet, Log
-from tests.servers.milvus_standalone import StandaloneServer
 
 Hurt = Callable[[Fleet, random.Random], AbstractAsyncContextManager[None]]
 #: Time for a server that was stopped to answer, seconds.

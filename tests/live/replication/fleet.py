@@ -22,18 +22,18 @@ from typing import Any, Final, Literal, Self, final
 import httpx
 
 from haclient.config import Config
-from haclient.drill.faults import ToxicProxy
-from haclient.drill.launch import LiteServer
-from haclient.drill.process import ServerProcess
+from haclient.drill.servers.etcd import EtcdCluster, EtcdServer
+from haclient.drill.servers.lite import LiteServer
+from haclient.drill.servers.milvus import StandaloneServer
+from haclient.drill.servers.process import ServerProcess
+from haclient.drill.servers.proxy import ProxyServer
+from haclient.drill.toxic import ToxicProxy
 from haclient.replication.engines import open_log
 from haclient.replication.log import MutationLog
 from haclient.replication.position import POSITION, Position, Standing
 from tests.live.replication.checker import Contents
 from tests.live.replication.rows import Names, contents, load_all
 from tests.live.replication.worker import Order
-from tests.servers.etcd import EtcdCluster, EtcdServer
-from tests.servers.milvus_standalone import StandaloneServer
-from tests.servers.proxy import ProxyServer
 
 Engine = Literal["lite", "three", "milvus", "mixed"]
 Log = Literal["sqlite", "etcd1", "etcd3"]

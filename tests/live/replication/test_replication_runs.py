@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from haclient.drill.servers import etcd
 from tests.live.replication.faults import FAULTS
 from tests.live.replication.fleet import Engine, Fleet, Log
 from tests.live.replication.trial import trial
-from tests.servers import etcd
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 

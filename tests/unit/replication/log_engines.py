@@ -14,10 +14,10 @@ from typing import Protocol
 import pytest
 
 from haclient.config import Replication
+from haclient.drill.servers import etcd
+from haclient.drill.servers.etcd import EtcdServer
 from haclient.replication.engines import open_log
 from haclient.replication.log import Mutation, MutationLog
-from tests.servers import etcd
-from tests.servers.etcd import EtcdServer
 from tests.servers.memory_log import MemoryLog, MemoryStore
 
 ENGINES = ("memory", "sqlite", "etcd")

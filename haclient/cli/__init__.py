@@ -1,8 +1,6 @@
 """The command ``haclient``.
 
-Decision made here: exit code 0 means what was asked is well, 1 that it is not, 2 that the question was wrong
-(then the message is on stderr, and there is no traceback). Whatever takes long to import is imported by the
-command that needs it.
+Decision made here: whatever takes long to import is imported by the command that needs it.
 """
 
 from __future__ import annotations
@@ -12,22 +10,19 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from haclient import __version__, cli_replication, status_table
+from haclient import __version__, status_table
+from haclient.cli import replication
+from haclient.cli.common import NOT_WELL, OK, ConfigOption, fail
 from haclient.config import Config
 from haclient.config.replication import Replication
 from haclient.errors import ConfigError, HAClientError
 from haclient.fleet.model import FleetView
-
-OK: Final = 0
-NOT_WELL: Final = 1
-BAD_INPUT: Final = 2
 
 #: Look at the fleet once.
 Look: TypeAlias = Callable[[], Awaitable[FleetView]]
@@ -43,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cli_replication.register(app)
+replication.register(app)
 
 
 def main() -> None:
@@ -68,7 +63,7 @@ def _common(
 
 @app.command()
 def status(
-    config: Annotated[Path | None, typer.Option(help="TOML file; see examples/haclient.toml.")] = None,
+    config: ConfigOption = None,
     uri: Annotated[str | None, typer.Option(help="One URI, or several separated by commas.")] = None,
     admin: AdminOption = "",
     token: TokenOption = "",
@@ -91,7 +86,7 @@ def status(
         source = _proxy(admin, token, timeout) if admin else _servers(Config.load(uri, config), timeout)
         view = asyncio.run(_show(source, as_json, every if watch else None))
     except HAClientError as error:
-        _fail(error)
+        fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(OK if status_table.up(view) else NOT_WELL)
@@ -188,14 +183,14 @@ def _set_drained(name: str, admin: str, token: str, timeout_s: float, *, drained
     try:
         asyncio.run(ask())
     except HAClientError as error:
-        _fail(error)
+        fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
 @app.command()
 def proxy(
-    config: Annotated[Path | None, typer.Option(help="TOML file; see examples/haclient.toml.")] = None,
+    config: ConfigOption = None,
     uri: Annotated[str | None, typer.Option(help="One URI, or several separated by commas.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where clients connect: host:port.")] = None,
     admin: Annotated[str | None, typer.Option(help='Where the admin API is: host:port; "" is nowhere.')] = None,
@@ -211,7 +206,7 @@ def proxy(
         from haclient.proxy import supervisor  # noqa: PLC0415 - the web framework, for this command alone
     except ImportError as error:
         what = f"haclient proxy needs more packages ({error.__cause__ or error})"
-        _fail(ConfigError(f'{what}; install them: pip install "haclient[proxy]"'))
+        fail(ConfigError(f'{what}; install them: pip install "haclient[proxy]"'))
     given: dict[str, Any] = {"listen": listen, "admin": admin, "workers": workers}
     given = {key: value for key, value in given.items() if value is not None}
 
@@ -221,7 +216,7 @@ def proxy(
     try:
         code = supervisor.run(load(), load)
     except HAClientError as error:
-        _fail(error)
+        fail(error)
     raise typer.Exit(code)
 
 
@@ -244,14 +239,8 @@ def demo(
     try:
         options = DemoOptions(embedder=embedder, seconds=seconds, rate=rate, seed=seed, keep=keep, json=as_json)
     except ConfigError as error:
-        _fail(error)
+        fail(error)
     raise typer.Exit(run(options))
-
-
-def _fail(error: HAClientError) -> NoReturn:
-    for line in str(error).splitlines():
-        typer.echo(f"haclient: {line}", err=True)
-    raise typer.Exit(BAD_INPUT if isinstance(error, ConfigError) else NOT_WELL)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Self, final
 
 import httpx
 
-from haclient.drill.process import HOST, ServerProcess
+from haclient.drill.servers.process import HOST, ServerProcess
 
 
 def available() -> bool:
@@ -67,6 +67,7 @@ class EtcdServer(ServerProcess):
 
     @property
     def peer_port(self) -> int:
+        """Where members of the cluster talk to it."""
         self._peer_port = self._peer_port or self.reserve()
         return self._peer_port
 
@@ -76,6 +77,7 @@ class EtcdServer(ServerProcess):
         return f"{'https' if self.tls else 'http'}://{self.address}"
 
     def command(self) -> Sequence[str]:
+        """See `ServerProcess.command`."""
         own = f"http://{HOST}:{self.peer_port}"
         members = ",".join(f"{member.name}=http://{HOST}:{member.peer_port}" for member in self.peers)
         data = self.folder / "data"
@@ -121,6 +123,7 @@ class EtcdServer(ServerProcess):
         return httpx.AsyncClient(base_url=self.uri, verify=verify, timeout=5, trust_env=False)
 
     async def close(self) -> None:
+        """See `ServerProcess.close`."""
         await super().close()
         self._peer_port = 0
 
@@ -135,6 +138,7 @@ class EtcdCluster:
 
     @property
     def uris(self) -> list[str]:
+        """Where clients find the members."""
         return [member.uri for member in self.members]
 
     @property
@@ -173,5 +177,6 @@ class EtcdCluster:
         await self.close()
 
     async def close(self) -> None:
+        """See `ServerProcess.close`."""
         for member in self.members:
             await member.close()

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from haclient.drill.launch import check_milvus
-from haclient.drill.process import ServerProcess
-from tests.servers import milvus_binary
+from haclient.drill.servers import milvus_binary
+from haclient.drill.servers.lite import check_milvus
+from haclient.drill.servers.process import ServerProcess
 
 _PORTS = ("rootCoord", "queryCoord", "dataCoord", "queryNode", "indexNode", "dataNode")
 
@@ -46,6 +46,7 @@ class StandaloneServer(ServerProcess):
 
     @property
     def token(self) -> str:
+        """What a client has to show; empty without authorisation."""
         return "root:Milvus" if self.auth else ""
 
     @property
@@ -54,6 +55,7 @@ class StandaloneServer(ServerProcess):
         return self._ports["metrics"]
 
     def command(self) -> Sequence[str]:
+        """See `ServerProcess.command`."""
         if not self._ports:
             self._ports = {role: self.reserve() for role in (*_PORTS, "internal", "metrics", "etcd", "peer")}
         ports = self._ports
@@ -90,14 +92,18 @@ class StandaloneServer(ServerProcess):
         return [str(milvus_binary.unpacked() / "milvus"), "run", "standalone"]
 
     def environment(self) -> Mapping[str, str]:
+        """See `ServerProcess.environment`."""
         return milvus_binary.environment(self.folder, self._ports["metrics"], DEPLOY_MODE="STANDALONE")
 
     async def check(self) -> None:
+        """See `ServerProcess.check`."""
         await check_milvus(self.port, self.token)
 
     def gone(self) -> None:
+        """See `ServerProcess.gone`."""
         milvus_binary.remove_marks(self._process.pid if self._process else 0)
 
     async def close(self) -> None:
+        """See `ServerProcess.close`."""
         await super().close()
         self._ports.clear()

@@ -6,80 +6,21 @@ to do it does in whatever process it is. These processes apply nothing.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import platform
-import random
-import sys
-import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar, final
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 
-from haclient.config import Config
-from haclient.errors import ConfigError, HAClientError
-from haclient.replication.clusters import Clusters
-from haclient.replication.log import MutationLog
+from haclient.cli.common import NOT_WELL, ConfigOption, JsonOption, Reach, UriOption, bar, fail, on_fleet, print_json
+from haclient.errors import ConfigError
 
 if TYPE_CHECKING:
     from haclient.replication.audit import Report
     from haclient.replication.operator import EntryView, LogView
     from haclient.replication.reseed import Advance
 
-T = TypeVar("T")
-
-#: Shows progress: how much there is (0 if it is not known), how much is done, and a line of text.
-Show = Callable[[int, int, str], None]
-
-NOT_WELL: Final = 1
-BAD_INPUT: Final = 2
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; see examples/haclient.toml.")]
-UriOption = Annotated[str | None, typer.Option("--uri", help="Several URIs separated by commas.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
 log_app = typer.Typer(help="The mutation log: how far every cluster is, and what has stopped.", no_args_is_help=True)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What a command works on.
-
-    Attributes:
-        config: What is configured.
-        clusters: The fleet.
-        log: The mutation log; None if none is configured.
-        holder: Name of this process.
-        rng: Source of randomness.
-        loop: The running event loop.
-    """
-
-    config: Config
-    clusters: Clusters
-    log: MutationLog | None
-    holder: str
-    rng: random.Random
-    loop: asyncio.AbstractEventLoop
-
-    def needs_log(self) -> MutationLog:
-        """Return the log.
-
-        Raises:
-            ConfigError: There is none.
-        """
-        if self.log is None:
-            text = "replication.log is not set, and without the mutation log there is nothing to show or to replay"
-            raise ConfigError(f'{text}; write mode = "mirror" and log = "..." under [replication] of the file')
-        return self.log
 
 
 def register(app: typer.Typer) -> None:
@@ -112,7 +53,7 @@ def reseed(
         raise typer.Exit(NOT_WELL)
 
     async def run(reach: Reach) -> Advance:
-        with _bar(f"filling {cluster}", quiet=as_json) as show:
+        with bar(f"filling {cluster}", quiet=as_json) as show:
             return await work.reseed(
                 reach.needs_log(),
                 reach.clusters,
@@ -126,9 +67,9 @@ def reseed(
                 report=lambda now: show(now.expected, now.rows, replication_table.advance(now)),
             )
 
-    done = _run(config, uri, run)
+    done = on_fleet(config, uri, run)
     if as_json:
-        _print_json({"cluster": cluster, **asdict(done)})
+        print_json({"cluster": cluster, **asdict(done)})
     else:
         Console(highlight=False).print(replication_table.reseeded(cluster, done))
 
@@ -152,10 +93,10 @@ def verify(
     from haclient.replication.audit import audit  # noqa: PLC0415
 
     if trusted and not repair:
-        _fail(ConfigError("--from says which rows are right for --repair; give both"))
+        fail(ConfigError("--from says which rows are right for --repair; give both"))
 
     async def run(reach: Reach) -> Report:
-        with _bar("comparing", quiet=as_json) as show:
+        with bar("comparing", quiet=as_json) as show:
             return await audit(
                 reach.clusters,
                 reach.config.replication,
@@ -170,9 +111,9 @@ def verify(
                 report=lambda done, name: show(0, done.rows, f"{name}: {done.rows:,} rows read"),
             )
 
-    done = _run(config, uri, run)
+    done = on_fleet(config, uri, run)
     if as_json:
-        _print_json(done.as_json())
+        print_json(done.as_json())
     else:
         Console(highlight=False).print(replication_table.verified(done))
     raise typer.Exit(0 if done.well else NOT_WELL)
@@ -193,9 +134,9 @@ def show(config: ConfigOption = None, uri: UriOption = None, as_json: JsonOption
     async def run(reach: Reach) -> LogView:
         return await operator.look(reach.needs_log(), reach.clusters)
 
-    view = _run(config, uri, run, start=False)
+    view = on_fleet(config, uri, run, start=False)
     if as_json:
-        _print_json(view.as_json())
+        print_json(view.as_json())
     else:
         Console(highlight=False).print(replication_table.log(view))
     raise typer.Exit(0 if all(one.well for one in view.clusters) else NOT_WELL)
@@ -217,7 +158,7 @@ def inspect(
     from haclient.replication import operator  # noqa: PLC0415
 
     if (seq is None) is not parked:
-        _fail(ConfigError("give either the number of an entry or --parked"))
+        fail(ConfigError("give either the number of an entry or --parked"))
 
     async def run(reach: Reach) -> list[EntryView]:
         log = reach.needs_log()
@@ -226,9 +167,9 @@ def inspect(
             seqs = sorted({one.seq for _, _, one in await operator.parked_streams(log, reach.clusters)})
         return [await operator.inspect(log, reach.clusters, one) for one in seqs]
 
-    views = _run(config, uri, run, start=False)
+    views = on_fleet(config, uri, run, start=False)
     if as_json:
-        _print_json([view.as_json() for view in views])
+        print_json([view.as_json() for view in views])
         return
     console = Console(highlight=False)
     for view in views:
@@ -254,7 +195,7 @@ def skip(
     async def run(reach: Reach) -> str:
         return await operator.skip(reach.needs_log(), cluster, seq)
 
-    stream = _run(config, uri, run, start=False)
+    stream = on_fleet(config, uri, run, start=False)
     typer.echo(f"{cluster}: {stream} goes on behind entry {seq}")
 
 
@@ -274,76 +215,5 @@ def retry(
     async def run(reach: Reach) -> list[str]:
         return await operator.retry(reach.needs_log(), cluster, collection)
 
-    for stream in _run(config, uri, run, start=False):
+    for stream in on_fleet(config, uri, run, start=False):
         typer.echo(f"{cluster}: {stream} is tried again")
-
-
-# What the commands share.
-
-
-def _run(
-    config: Path | None, uri: str | None, work: Callable[[Reach], Coroutine[Any, Any, T]], *, start: bool = True
-) -> T:
-    """Do something with the log and the clusters; end the process if that fails."""
-
-    async def run() -> T:
-        async with _reach(Config.load(uri, config), start=start) as reach:
-            return await work(reach)
-
-    try:
-        return asyncio.run(run())
-    except HAClientError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-@asynccontextmanager
-async def _reach(config: Config, *, start: bool) -> AsyncGenerator[Reach]:
-    """Open the log, and look at every endpoint if the clusters themselves are needed."""
-    from haclient.events import EventBus  # noqa: PLC0415 - pymilvus takes a second to import
-    from haclient.host import Host  # noqa: PLC0415
-    from haclient.replication.engines import open_log  # noqa: PLC0415
-
-    loop, rng, settings = asyncio.get_running_loop(), random.Random(), config.replication
-    # A core that mirrors would apply the log, too.
-    plain = config.model_copy(update={"replication": settings.model_copy(update={"mode": "none"}), "source": None})
-    host = Host(plain, lambda: plain, EventBus(), what="command")
-    log = open_log(settings, time.time) if settings.log else None
-    try:
-        core = await host.enter()
-        if start:
-            await core.start()
-            await core.refresh()
-        if log is not None:
-            await log.open()
-        holder = f"{platform.node()}/{os.getpid()}/{rng.getrandbits(32):08x}"
-        yield Reach(config, core.clusters, log, holder, rng, loop)
-    finally:
-        if log is not None:
-            await log.aclose()
-        await host.aclose()
-
-
-@contextmanager
-def _bar(title: str, *, quiet: bool) -> Generator[Show]:
-    """Show a progress bar on stderr, if that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-    console = Console(stderr=True, highlight=False)
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(title, total=None, text="")
-
-        def show(total: int, done: int, text: str) -> None:
-            bar.update(task, total=max(total, done) if total else None, completed=done, text=escape(text))
-
-        yield show
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, default=str))
-
-
-def _fail(error: HAClientError) -> NoReturn:
-    for line in str(error).splitlines():
-        typer.echo(f"haclient: {line}", err=True)
-    raise typer.Exit(BAD_INPUT if isinstance(error, ConfigError) else NOT_WELL)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self, cast, final
 
-from haclient.drill.process import HOST, ReservedPort
+from haclient.drill.servers.process import HOST, ReservedPort
 
 Direction = Literal["up", "down"]
 

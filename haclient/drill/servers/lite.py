@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from haclient.drill.plaincall import PlainCallFailed, call, check_status
-from haclient.drill.process import HOST, ServerNotStarted, ServerProcess
+from haclient.drill.servers.plaincall import PlainCallFailed, call, check_status
+from haclient.drill.servers.process import HOST, ServerNotStarted, ServerProcess
 
 __all__ = ["LiteServer", "ServerNotStarted", "check_milvus"]
 

@@ -28,8 +28,8 @@ def available() -> bool:
 
 
 def cache_folder() -> Path:
-    """Where the unpacked binary is kept: $HACLIENT_TEST_CACHE, else ~/.cache/haclient-tests."""
-    return Path(os.environ.get("HACLIENT_TEST_CACHE") or Path.home() / ".cache" / "haclient-tests")
+    """Where the unpacked binary is kept: $HACLIENT_CACHE, else ~/.cache/haclient."""
+    return Path(os.environ.get("HACLIENT_CACHE") or Path.home() / ".cache" / "haclient")
 
 
 def unpacked() -> Path:
@@ -102,7 +102,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def remove_marks(pid: int) -> None:
     """Remove what a dead Milvus process left outside its folder."""
-    Path(f"/tmp/milvus/server_id_{pid}").unlink(missing_ok=True)
+    Path(f"/tmp/milvus/server_id_{pid}").unlink(missing_ok=True)  # noqa: S108 - the server puts it there
 
 
 _COMMON: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""Server processes that drills and tests start, hurt and stop."""

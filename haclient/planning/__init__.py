@@ -1,0 +1,1 @@
+"""How much availability to expect, and what it costs."""
