@@ -8,8 +8,8 @@ was written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import final
 
@@ -22,7 +22,6 @@ from haclient.milvus.messages import Key, Request
 from haclient.milvus.methods import named
 from haclient.milvus.mutations import delete_keys
 from haclient.milvus.pages import Page, rows_message
-from haclient.milvus.schema import describe_index
 from haclient.milvus.shape import Shape, read_shape
 from haclient.milvus.status import Flavour
 from haclient.replication.log import Stream
@@ -192,8 +191,8 @@ class Copier:
             await self._target.change(change, self._database)
 
     async def _make_indexes(self, shape: Shape) -> None:
-        there = await _indexes(self._target, shape)
-        for index in await _indexes(self._donor, shape):
+        there = await self._target.indexes(shape)
+        for index in await self._donor.indexes(shape):
             if index.field not in {one.field for one in there}:
                 wanted = index if self._donor.member.flavour is not Flavour.LITE else structure.untold(index)
                 if "AUTOINDEX" in dict(wanted.params).values() and wanted != index:
@@ -205,7 +204,7 @@ class Copier:
     # Its rows.
 
     async def _fill(self, shape: Shape) -> None:
-        async with _readable(self._donor, shape) as has_rows:
+        async with self._donor.readable(shape) as has_rows:
             if not has_rows:
                 return
             if self._in_place:
@@ -216,18 +215,10 @@ class Copier:
                     await self._copy_partition(shape, partition, fence)
             flush = structure.flush(self._collection, self._database)
             await self._target.change(flush, self._database)
-            await self._target.load(shape, await self._replicas(shape))
+            await self._target.load(shape, await self._donor.replicas(shape))
             await self._check(shape)
         if not await self._donor.is_loaded(shape):
             await self._target.change(structure.release(self._collection, self._database), self._database)
-
-    async def _replicas(self, shape: Shape) -> int:
-        """Return how many replicas the donor has, as far as the target tells of any."""
-        request = structure.list_replicas(self._collection, self._database)
-        try:
-            return max(structure.read_replicas(await self._donor.ask(request, self._database)), 1)
-        except CallError:
-            return 1  # milvus-lite
 
     async def _copy_partition(self, shape: Shape, partition: str, fence: int) -> None:
         place = self._place
@@ -290,33 +281,3 @@ class Copier:
                 f"{self._collection}: cluster {self._target.name} does not hold what was written to it: {found} was "
                 f"read back, {written} was written (rows:hash). Run this again, to copy the collection anew"
             )
-
-
-async def _indexes(site: Site, shape: Shape) -> list[structure.Index]:
-    request = describe_index(shape.collection, database=shape.database)
-    try:
-        return structure.read_indexes(await site.ask(request, shape.database))
-    except CallError:
-        return []  # Milvus calls having none an error
-
-
-@asynccontextmanager
-async def _readable(site: Site, shape: Shape) -> AsyncGenerator[bool]:
-    """Have a collection loaded for a time; yields False if it certainly never had a row and need not be."""
-    if await site.is_loaded(shape):
-        yield True
-        return
-    await site.change(structure.flush(shape.collection, shape.database), shape.database)
-    request = structure.count_inserted(shape.collection, shape.database)
-    if structure.read_inserted(await site.ask(request, shape.database)) == 0:
-        yield False
-        return
-    try:
-        await site.load(shape)
-    except SiteFailed as error:
-        text = f"{shape.collection} has rows on cluster {site.name}, but is not loaded there and so cannot be read"
-        raise SiteFailed(f"{text}: {error}. Index and load it, or drop it, and run this again") from error
-    try:
-        yield True
-    finally:
-        await site.change(structure.release(shape.collection, shape.database), shape.database)

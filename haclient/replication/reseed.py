@@ -26,7 +26,7 @@ from haclient.errors import CallError, ConfigError, LogTrimmed
 from haclient.milvus import structure, watermarks
 from haclient.replication.clusters import Clusters
 from haclient.replication.copy import Copier, Place
-from haclient.replication.donor import choose
+from haclient.replication.donor import caught_up, choose
 from haclient.replication.general import copy_general, make_databases
 from haclient.replication.hold import WAITING, Hold, held, position_of
 from haclient.replication.log import BARRIER, MutationLog, Stream
@@ -42,8 +42,6 @@ _AT_ONCE: Final = 2
 _MOST_ROUNDS: Final = 20
 #: Facts changed together; etcd takes 128 at once.
 _MOST_FACTS: Final = 64
-#: Time in which the donor must have applied what has to be in the copy, seconds.
-_PATIENCE_S: Final = 60.0
 
 
 @final
@@ -321,19 +319,7 @@ class _Reseeding:
 
     async def _donor_has(self, stream: Stream) -> Position:
         """Wait until the donor has applied every change of a collection that is known, and return its position."""
-        until, revision = self._loop.time() + _PATIENCE_S, 0
-        needed = self._survey.changed(stream)
-        while True:
-            position = await position_of(self._log, self._advance.donor)
-            applied = max(position.applied(stream), position.applied(BARRIER))
-            if applied >= needed or (stream in position.parked and position.parked[stream].reason):
-                return position
-            try:
-                async with asyncio.timeout_at(until):
-                    revision = await self._log.changed(revision)
-            except TimeoutError:
-                text = f"the donor {self._advance.donor} has not applied entry {needed} for {_PATIENCE_S:g} s"
-                raise SiteFailed(f"{text}; see `haclient log show`") from None
+        return await caught_up(self._log, self._advance.donor, stream, self._survey.changed(stream), self._loop)
 
     async def _stale(self) -> set[Stream]:
         """Look what has been changed, other than rows, since its copy began."""

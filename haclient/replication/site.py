@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar, final
 
 from haclient.config.replication import Replication
@@ -17,6 +18,7 @@ from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavaila
 from haclient.milvus import ddl, messages, structure
 from haclient.milvus.messages import Key, LoadState, Request
 from haclient.milvus.pages import MOST_ROWS, Page, page_query, read_page, rows_query
+from haclient.milvus.schema import describe_index
 from haclient.milvus.shape import Shape, read_shape
 from haclient.replication.clusters import Clusters, Delivery, Member, Outcome
 from haclient.replication.timing import Backoff
@@ -159,6 +161,22 @@ class Site:
         names = structure.read_partitions(reply)
         return [""] if names == [structure.DEFAULT_PARTITION] else names
 
+    async def indexes(self, shape: Shape) -> list[structure.Index]:
+        """Return a collection's indexes."""
+        request = describe_index(shape.collection, database=shape.database)
+        try:
+            return structure.read_indexes(await self.ask(request, shape.database))
+        except CallError:
+            return []  # Milvus calls having none an error
+
+    async def replicas(self, shape: Shape) -> int:
+        """Return how many replicas a loaded collection has, as far as the servers tell of any."""
+        request = structure.list_replicas(shape.collection, shape.database)
+        try:
+            return max(structure.read_replicas(await self.ask(request, shape.database)), 1)
+        except CallError:
+            return 1  # milvus-lite
+
     async def fence(self) -> int:
         """Return a timestamp of the cluster's own: a read as fresh as that sees every write answered before.
 
@@ -205,6 +223,27 @@ class Site:
             if state is not LoadState.LOADING:
                 return state is LoadState.LOADED
             await asyncio.sleep(_LOOK_S)
+
+    @asynccontextmanager
+    async def readable(self, shape: Shape) -> AsyncGenerator[bool]:
+        """Have a collection loaded for a time; yields False if it certainly never had a row and need not be."""
+        if await self.is_loaded(shape):
+            yield True
+            return
+        await self.change(structure.flush(shape.collection, shape.database), shape.database)
+        request = structure.count_inserted(shape.collection, shape.database)
+        if structure.read_inserted(await self.ask(request, shape.database)) == 0:
+            yield False
+            return
+        try:
+            await self.load(shape)
+        except SiteFailed as error:
+            text = f"{shape.collection} has rows on cluster {self.name}, but is not loaded there and so cannot be read"
+            raise SiteFailed(f"{text}: {error}. Index and load it, or drop it, and run this again") from error
+        try:
+            yield True
+        finally:
+            await self.change(structure.release(shape.collection, shape.database), shape.database)
 
     # Writing.
 
