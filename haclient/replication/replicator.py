@@ -22,6 +22,7 @@ from haclient.replication.catalog import Catalog
 from haclient.replication.clusters import Clusters
 from haclient.replication.commit import Commit
 from haclient.replication.decisions import OPERATOR
+from haclient.replication.keep import KEEP, may_go
 from haclient.replication.keys import KeyMaker
 from haclient.replication.log import Entry, Mutation, MutationLog
 from haclient.replication.past import Past
@@ -31,6 +32,7 @@ from haclient.replication.recent import Recent
 from haclient.replication.refusals import REFUSED, forgotten, void_entries
 from haclient.replication.reseed import reseed
 from haclient.replication.shared import Shared, Stamp
+from haclient.replication.sites import read_roles
 from haclient.replication.timing import Backoff, lasting
 from haclient.replication.verify import Verifier
 from haclient.replication.writer import Writer
@@ -114,6 +116,10 @@ class Replicator:
         """Carry out one call that changes something; see `Writer.write`."""
         return await self._writer.write(method, message, metadata, database, deadline, past)
 
+    async def restore(self, method: Method, message: bytes, database: str, deadline: float) -> int:
+        """Write rows that come with their keys, whoever makes those; see `Writer.restore`."""
+        return await self._writer.restore(method, message, database, deadline)
+
     async def aclose(self) -> None:
         """Finish what is under way, hand the leases over and close the log."""
         await asyncio.gather(*(applier.finish() for applier in self._appliers.values()))
@@ -191,6 +197,7 @@ class Replicator:
         applying = any(applier.term is not None for applier in self._appliers.values())
         asked_at = await self._read_entries(applying)
         positions = read_positions(await shared.log.facts(POSITION), self._names())
+        shared.roles = await read_roles(shared.log)
         # Read after the positions and known before them: a cluster that has passed over an entry has not applied it.
         shared.void.update(void_entries(await shared.log.facts(REFUSED)))
         for name, position in positions.items():
@@ -251,7 +258,8 @@ class Replicator:
             return  # one that has never been here begins at the beginning
         bounds = await log.bounds()
         needed = [_needed(one) for one in positions.values() if one.standing is not Standing.NEEDS_RESEED]
-        through = min(needed, default=0) - 1 - _KEPT
+        wanted = may_go(await log.facts(KEEP), bounds, self.shared.settings, self._wall())
+        through = min(min(needed, default=0) - 1 - _KEPT, wanted)
         if through >= bounds.first:
             await log.trim(through)
             facts = await log.facts(REFUSED)

@@ -19,7 +19,7 @@ from haclient.milvus import ddl, gates, messages, mutations
 from haclient.milvus.messages import Key
 from haclient.milvus.methods import named
 from haclient.milvus.shape import InvalidWrite, Shape
-from haclient.milvus.status import COLLECTION_NOT_FOUND, Flavour
+from haclient.milvus.status import COLLECTION_NOT_FOUND, Flavour, peek
 from haclient.milvus.wireformat import varint_field
 from haclient.replication.asking import ask_any
 from haclient.replication.batching import ROWS
@@ -122,6 +122,28 @@ class Writer:
         seq = await self._append(call, (database, shape.collection), [(rows.method, rows.message)])
         return Reply(mutations.answer(name, rows.keys, rows.count, token(seq)))
 
+    async def restore(self, method: Method, message: bytes, database: str, deadline: float) -> int:
+        """Write rows in the form of the log, also those of a collection whose keys haclient makes.
+
+        Args:
+            method: Upsert.
+            message: An UpsertRequest as `mutations.rows` makes it: complete, checked, the key's column first.
+            database: Of the collection.
+            deadline: Loop time by which one cluster must have them.
+
+        Returns:
+            Their seq.
+
+        Raises:
+            CallError: As `write`; `Void`'s text is in it if every cluster refuses them.
+        """
+        call = Write(method, message, database, deadline, "one", None)
+        try:
+            return await self._append(call, _scope(call), [(method.name, message)])
+        except Void as void:
+            status = peek(method, void.reply)
+            raise CallError(status.reason if status is not None else "every cluster refuses it") from None
+
     async def _delete(self, call: Write) -> Reply:
         shape = await self._shape(call)
         wanted = mutations.deletion(call.message, shape)
@@ -148,7 +170,7 @@ class Writer:
         def complete() -> list[str]:
             if progress.head < head:
                 return []
-            names = [member.name for member in shared.clusters.members() if not member.drained]
+            names = [member.name for member in shared.counted() if not member.drained]
             return [name for name in names if progress.has(name, stream, progress.last(stream))]
 
         async def pages(cluster: str, timeout_s: float) -> list[Key]:
