@@ -194,7 +194,10 @@ class Manifest(_Part):
         seq: Entries of the mutation log up to this one are in it; None for a fleet without a log.
         from_seq: Entries up to this one are in its rows (or its parents); those behind it, up to ``seq``, in ``log``.
             The rows may hold some of these already, since they were read while writes went on.
+        log_id: Name of the mutation log that the seqs are of; "" without one.
+        exact: It is what the fleet held at one moment; False if rows that were read at different moments are in it.
         source: Version of each server that was read, by the cluster's name.
+        notes: What the operator should know of it.
         databases: All databases.
         collections: All collections, in no order.
         log: Entries of the mutation log, in order.
@@ -207,7 +210,10 @@ class Manifest(_Part):
     parent: str = ""
     seq: Count | None = None
     from_seq: Count | None = None
+    log_id: str = ""
+    exact: bool = False
     source: dict[str, str] = {}
+    notes: list[str] = []
     databases: list[Database] = []
     collections: list[Collection] = []
     log: list[LogFile] = []
