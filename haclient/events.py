@@ -233,6 +233,34 @@ class StandingChanged(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AsyncLagging(Event):
+    """A cluster at another site is further behind than ``max_lag_s`` allows, or is back within it.
+
+    Attributes:
+        lagging: Whether it is too far behind.
+        entries: Entries of the mutation log that it lacks.
+        lag_s: Age of the oldest of them, seconds; infinite if the log no longer holds it.
+        max_lag_s: What is allowed.
+    """
+
+    cluster: str
+    lagging: bool
+    entries: int
+    lag_s: float
+    max_lag_s: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteChanged(Event):
+    """It was decided anew which clusters count, and which follow them."""
+
+    counted: tuple[str, ...]
+    following: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParked(Event):
     """A collection has stopped on one cluster at an entry of the log that it cannot take; an operator has to decide."""
 

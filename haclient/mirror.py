@@ -13,6 +13,7 @@ import platform
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from math import isfinite
 from typing import Final, final
 
 from haclient.call import Action, Attempt, Call, Metadata, Method, Reply
@@ -28,6 +29,7 @@ from haclient.milvus.timestamps import covering
 from haclient.replication.clusters import Delivery, Member, Outcome
 from haclient.replication.descriptions import Descriptions
 from haclient.replication.engines import open_log
+from haclient.replication.following import Following
 from haclient.replication.log import Mutation
 from haclient.replication.progress import Progress
 from haclient.replication.reader import Reader
@@ -85,7 +87,8 @@ class Mirror:
             self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall, stamp=stamp)
         self.reader, self._watch = self._read(clusters, loop)
         fleet.doubts.lagging = self.reader.lagging
-        self._watching: asyncio.Task[None] | None = None
+        self._following = None if self.replicator is None else Following(self.replicator.shared, fleet.follow)
+        self._watching: list[asyncio.Task[None]] = []
         self._loop = loop
 
     def _read(self, clusters: FleetClusters, loop: asyncio.AbstractEventLoop) -> tuple[Reader, WatermarkWatch]:
@@ -108,13 +111,14 @@ class Mirror:
         """Open the log; see `Replicator.start`."""
         if self.replicator is not None:
             await self.replicator.start()
-        self._watching = self._loop.create_task(self._watch.run())
+        watches = [self._watch.run()] + ([self._following.run()] if self._following is not None else [])
+        self._watching = [self._loop.create_task(watch) for watch in watches]
 
     async def aclose(self) -> None:
         """Hand over to other processes, and close the log."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         await self.reader.aclose()
         if self.replicator is not None:
             await self.replicator.aclose()
@@ -145,6 +149,7 @@ class Mirror:
     def seen(self, view: FleetView) -> FleetView:
         """Add to a snapshot of the fleet how far each cluster is."""
         progress = self.reader.progress
+        lags = self._following.lags if self._following is not None else {}
         clusters = []
         for cluster in view.clusters:
             position = progress.positions.get(cluster.name)
@@ -153,7 +158,12 @@ class Mirror:
                 continue
             parked = tuple(".".join(filter(None, stream)) for stream, one in position.parked.items() if one.reason)
             lag = max(progress.head - position.low, 0)
-            clusters.append(replace(cluster, standing=position.standing.value, lag=lag, parked=parked))
+            known = replace(cluster, standing=position.standing.value, lag=lag, parked=parked)
+            if cluster.name in lags:
+                # Entries as known now: what was found a second ago may be done.
+                seconds = lags[cluster.name].seconds if lag else 0.0
+                known = replace(known, lag_s=seconds if isfinite(seconds) else None)
+            clusters.append(known)
         return FleetView(tuple(clusters), view.at)
 
     def went_well(self, method: Method, reply: Reply) -> bool:
@@ -195,10 +205,11 @@ class FleetClusters:
         for cluster in self._fleet.clusters:
             known = next((node for node in cluster.nodes if node.version), None)
             drained = bool(cluster.nodes) and all(node.drained for node in cluster.nodes)
+            follows = cluster.config.asynchronous
             if known is None:
-                found.append(Member(cluster.name, drained))
+                found.append(Member(cluster.name, drained, asynchronous=follows))
             else:
-                found.append(Member(cluster.name, drained, known.flavour, known.version))
+                found.append(Member(cluster.name, drained, known.flavour, known.version, follows))
         return found
 
     async def deliver(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> Delivery:

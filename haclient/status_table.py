@@ -89,10 +89,12 @@ def _cluster(cluster: ClusterView) -> Text:
     notes = [f"zone {cluster.zone}"] if cluster.zone else []
     notes += [f"priority {cluster.priority}"] if cluster.priority else []
     notes += [f"weight {cluster.weight:g}"] if cluster.weight != 1 else []
+    notes += ["asynchronous"] if cluster.asynchronous else []
     if notes:
         text.append(f"\n{_printable(', '.join(notes))}", "dim")
     if cluster.standing:
         lag = f", {cluster.lag} behind" if cluster.lag else ""
+        lag += f" ({cluster.lag_s:.1f} s)" if cluster.lag_s else ""
         style = "green" if cluster.standing == "in_sync" else "bold red"
         text.append(f"\n{cluster.standing.replace('_', ' ')}{lag}", style)
     for name in cluster.parked:

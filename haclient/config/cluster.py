@@ -102,6 +102,8 @@ class ClusterConfig(Section):
     zone: str = ""
     #: Level of preference: 0 is used first, higher numbers when the lower ones have no capacity.
     priority: int = Field(default=0, ge=0)
+    #: It is at another site: it follows the others, counts in no ack level, and serves reads when no other one can.
+    asynchronous: bool = False
     #: Share of traffic against the other clusters of the same zone and priority.
     weight: float = Field(default=1.0, gt=0)
     #: Token ("user:password" or an API key); instead of ``user`` and ``password``.

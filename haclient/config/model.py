@@ -75,9 +75,19 @@ class Config(Section):
             ),
             "write it once",
         )
+        problems += self._site_problems()
         if problems:
             raise fail_all(problems)
         return self
+
+    def _site_problems(self) -> list[Problem]:
+        following = [i for i, cluster in enumerate(self.clusters) if cluster.asynchronous]
+        if following and self.replication.mode != "mirror":
+            what = 'is given but nothing is mirrored; write mode = "mirror" under [replication], or leave it out'
+            return [(("clusters", i, "asynchronous"), what) for i in following]
+        if len(following) == len(self.clusters):
+            return [(("clusters",), "are all asynchronous; at least one has to take the writes that others follow")]
+        return []
 
     @classmethod
     def from_uri(

@@ -46,6 +46,8 @@ class Replication(Section):
     adopt_rows: Count = 10_000
     #: Time between two marks of how far it is, written into each cluster for processes without the log, in seconds.
     watermark_s: Seconds = 1.0
+    #: An asynchronous cluster that lacks something older than this is reported, in seconds.
+    max_lag_s: Seconds = 60.0
     #: User of etcd; together with ``etcd_password``.
     etcd_user: str = ""
     #: Password of etcd; together with ``etcd_user``.

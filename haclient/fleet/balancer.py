@@ -23,6 +23,7 @@ from haclient.fleet.node import Key, Node
 _GOOD, _RECOVERING, _UNREADY, _BROKEN = range(4)
 _MOST_KEYS = 1024
 
+Tier = tuple[int, bool, int, bool]
 Tiers = tuple[tuple[Node, ...], ...]
 
 
@@ -132,7 +133,7 @@ class Balancer:
         return entry.tiers
 
     def _sort(self, key: Key, now: float) -> tuple[Tiers, float]:
-        groups: dict[tuple[int, int, bool], list[Node]] = {}
+        groups: dict[Tier, list[Node]] = {}
         expires = float("inf")
         for node in self._nodes():
             if node.drained or node.refused:
@@ -143,8 +144,8 @@ class Balancer:
                     expires = moment
         return tuple(tuple(groups[tier]) for tier in sorted(groups)), expires
 
-    def _tier(self, node: Node, key: Key, now: float) -> tuple[int, int, bool]:
-        """Rank a node: health first, then the configured priority, then the zone."""
+    def _tier(self, node: Node, key: Key, now: float) -> Tier:
+        """Rank a node: health first, then whether it follows others, the configured priority, the zone."""
         if node.gate.state == breaker.OPEN:
             health = _BROKEN
         elif node.denied or node.ready.get(key) is False:
@@ -157,4 +158,5 @@ class Balancer:
             health = _RECOVERING
         else:
             health = _GOOD
-        return health, node.cluster.priority, bool(self.zone) and node.cluster.zone != self.zone
+        cluster = node.cluster
+        return health, cluster.follows, cluster.priority, bool(self.zone) and cluster.zone != self.zone

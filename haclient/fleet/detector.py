@@ -99,8 +99,8 @@ class Detector:
         if mine < self._settings.slow_excess_s:
             return ""  # at once, for every probe of a large fleet comes here
         # A cluster in another zone, or kept for disasters, is farther away by design.
-        level = (node.cluster.priority, node.cluster.zone)
-        peers = [n for n in self._nodes() if (n.cluster.priority, n.cluster.zone) == level]
+        level = node.cluster.level
+        peers = [n for n in self._nodes() if n.cluster.level == level]
         others = [n for n in peers if n is not node and not n.drained and not n.refused]
         usable = [n for n in others if n.gate.state == breaker.CLOSED and latency(n).seen]
         if not usable or (node.gate.state == breaker.CLOSED and 2 * len(usable) <= len(others)):

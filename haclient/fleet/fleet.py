@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import final
 
@@ -340,6 +340,13 @@ class Fleet:
             before = node.state(self.clock())
             node.drained = drained
             self._changed(node, before, "drained by the operator" if drained else "put back by the operator")
+
+    def follow(self, names: Collection[str]) -> None:
+        """Take reads to these clusters only when no other one can answer: they follow the others from another site."""
+        for cluster in self.clusters:
+            if cluster.follows is not (cluster.name in names):
+                cluster.follows = cluster.name in names
+                self.balancer.changed()
 
     def recognise(self) -> None:
         """Compare what the endpoints hold; merge clusters given apart that are one.

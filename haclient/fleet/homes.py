@@ -78,10 +78,10 @@ class Homes:
         """Give everything of one cluster to another: they turned out to be one."""
         self._names = {key: new if name == old else name for key, name in self._names.items()}
 
-    def _fitness(self, cluster: Cluster, key: Key) -> tuple[bool, int, bool, bytes]:
+    def _fitness(self, cluster: Cluster, key: Key) -> tuple[bool, bool, int, bool, bytes]:
         """Order clusters as homes: one that serves first, then as the balancer does, then by a hash of both names."""
         nodes = [node for node in cluster.nodes if not node.drained]
         well = any(node.gate.state != breaker.OPEN and node.ready.get(key) is not False for node in nodes)
         zone = self._fleet.balancer.zone
         mark = hashlib.blake2b("\0".join((cluster.name, *key)).encode(), digest_size=8).digest()
-        return not well, cluster.priority, bool(zone) and cluster.zone != zone, mark
+        return not well, cluster.follows, cluster.priority, bool(zone) and cluster.zone != zone, mark

@@ -175,7 +175,7 @@ class Membership:
 
 def _alike(old: ClusterConfig, new: ClusterConfig) -> bool:
     """Whether connections made for one serve the other: the same credentials and TLS."""
-    same = {"name", "endpoints", "zone", "priority", "weight", "healthz_url", "discovery"}
+    same = {"name", "endpoints", "zone", "priority", "weight", "asynchronous", "healthz_url", "discovery"}
     return old.model_copy(update={k: getattr(new, k) for k in same}) == new
 
 

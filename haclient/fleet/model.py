@@ -62,6 +62,8 @@ class ClusterView:
             "" if that is not known or nothing is mirrored.
         lag: Entries of the mutation log up to which it lacks some.
         parked: Collections that have stopped on it at an entry that it cannot take.
+        asynchronous: It follows the others from another site.
+        lag_s: Of one that does, the age of the oldest entry that it lacks, seconds; None if that is not known.
     """
 
     name: str
@@ -72,6 +74,8 @@ class ClusterView:
     standing: str = ""
     lag: int = 0
     parked: tuple[str, ...] = ()
+    asynchronous: bool = False
+    lag_s: float | None = None
 
 
 @final

@@ -89,9 +89,13 @@ class PeakEwma:
 
 @final
 class Cluster:
-    """One cluster: endpoints that share one storage."""
+    """One cluster: endpoints that share one storage.
 
-    __slots__ = ("authorization", "blocked_until", "config", "name", "nodes", "priority", "weight", "zone")
+    Attributes:
+        follows: It is at another site and behind the others, so it takes no reads while one of them can.
+    """
+
+    __slots__ = ("authorization", "blocked_until", "config", "follows", "name", "nodes", "priority", "weight", "zone")
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
@@ -99,16 +103,22 @@ class Cluster:
         self.zone = config.zone
         self.priority = config.priority
         self.weight = config.weight
+        self.follows = config.asynchronous
         token = config.authorization()
         self.authorization: Metadata = (("authorization", token),) if token else ()
         self.nodes: list[Node] = []
         #: Loop time until which reads go to other clusters, because this one is over its quota.
         self.blocked_until = 0.0
 
+    @property
+    def level(self) -> tuple[bool, int, str]:
+        """Clusters of one level are expected to be equally fast."""
+        return self.follows, self.priority, self.zone
+
     def view(self, now: float) -> ClusterView:
         """Freeze it."""
         endpoints = tuple(node.view(now) for node in self.nodes)
-        return ClusterView(self.name, self.zone, self.priority, self.weight, endpoints)
+        return ClusterView(self.name, self.zone, self.priority, self.weight, endpoints, asynchronous=self.follows)
 
 
 @final

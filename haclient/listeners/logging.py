@@ -31,6 +31,8 @@ _LEVELS: Final[dict[type[Event], int]] = {
     events.StandingChanged: logging.INFO,
     events.LogTrouble: logging.WARNING,
     events.ReseedFailed: logging.WARNING,
+    events.SiteChanged: logging.WARNING,
+    events.AsyncLagging: logging.ERROR,
     events.StreamParked: logging.ERROR,
     events.BudgetExhausted: logging.WARNING,
     events.Degraded: logging.WARNING,
@@ -47,6 +49,8 @@ def level_of(event: Event) -> int:
             return logging.WARNING
         case events.StandingChanged(after=after) if after != "in_sync":
             return logging.WARNING
+        case events.AsyncLagging(lagging=False):
+            return logging.INFO
         case events.CallFinished(outcome=outcome) if outcome not in {"ok", "error", "cancelled"}:
             return logging.WARNING
         case events.AttemptFinished(action="alarm"):

@@ -89,6 +89,10 @@ class PrometheusListener:
         self._rejected = counter("config_rejected_total", "Changed configuration files that were wrong.")
         self._state = gauge("endpoint_state", "1 for the state an endpoint is in.", "cluster", "endpoint", "state")
         self._lag = gauge("cluster_lag_entries", "Entries of the mutation log that a cluster lacks.", "cluster")
+        self._lag_s = gauge(
+            "cluster_lag_seconds", "Age of the oldest entry that an asynchronous cluster lacks.", "cluster"
+        )
+        self._follows = gauge("cluster_asynchronous", "Whether a cluster follows the others.", "cluster")
         self._in_sync = gauge("cluster_in_sync", "Whether a cluster applies the mutation log.", "cluster")
         self._parked = gauge("cluster_parked_collections", "Collections stopped on a cluster.", "cluster")
         self._readiness = gauge(
@@ -145,11 +149,14 @@ class PrometheusListener:
         present = {(cluster.name, endpoint.name) for cluster in view.clusters for endpoint in cluster.endpoints}
         self._forget(self._states.keys() - present)
         self._forget_ready({key for key in self._ready if key[:2] not in present})
-        for gauge in (self._lag, self._in_sync, self._parked):
+        for gauge in (self._lag, self._lag_s, self._follows, self._in_sync, self._parked):
             gauge.clear()
         for cluster in view.clusters:
             if cluster.standing:
                 self._lag.labels(cluster.name).set(cluster.lag)
+                self._follows.labels(cluster.name).set(cluster.asynchronous)
+                if cluster.lag_s is not None:
+                    self._lag_s.labels(cluster.name).set(cluster.lag_s)
                 self._in_sync.labels(cluster.name).set(cluster.standing == "in_sync")
                 self._parked.labels(cluster.name).set(len(cluster.parked))
             for endpoint in cluster.endpoints:

@@ -46,6 +46,9 @@ class ClusterReport(Value):
     standing: str = ""
     lag: int = 0
     parked: list[str] = []
+    #: It follows the others from another site, and the age of the oldest entry that it lacks.
+    asynchronous: bool = False
+    lag_s: float | None = None
 
 
 @final

@@ -194,6 +194,8 @@ def _clusters(view: FleetView) -> list[ClusterReport]:
             standing=cluster.standing,
             lag=cluster.lag,
             parked=list(cluster.parked),
+            asynchronous=cluster.asynchronous,
+            lag_s=cluster.lag_s,
         )
         for cluster in view.clusters
     ]

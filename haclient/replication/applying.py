@@ -234,8 +234,10 @@ class Applying:
 
     async def _judge(self, batch: Batch, delivery: Delivery) -> Verdict:
         """Find out what becomes of an entry that this cluster refuses; its stream waits meanwhile."""
+        if self._term.position.follows:
+            return Verdict.PARK  # a cluster that counts has it
         log, tries, revision = self._shared.log, 0, 0
-        members = [member.name for member in self._shared.clusters.members()]
+        members = self._shared.clusters.members()
         stream, seq = batch.stream, batch.last
         # What concerns several collections holds up all of them: it does not wait for who is away.
         lacks = delivery.code == COLLECTION_NOT_FOUND and stream != BARRIER

@@ -25,12 +25,14 @@ class Member:
         drained: The operator has taken it out: nothing is sent to it.
         flavour: What kind of server it runs.
         version: Its version, "" if it has not said.
+        asynchronous: It is configured to follow the others; what was decided since wins, see `sites`.
     """
 
     name: str
     drained: bool = False
     flavour: Flavour = Flavour.UNKNOWN
     version: str = ""
+    asynchronous: bool = False
 
 
 class Outcome(enum.Enum):

@@ -113,7 +113,7 @@ class Commit:
         shared = self._shared
 
         def blocked() -> str:
-            names = [member.name for member in shared.clusters.members() if not member.drained]
+            names = [member.name for member in shared.counted() if not member.drained]
             reasons = [shared.progress.blocked(one) for one in names]
             return f"{names[0]}: {reasons[0]}" if reasons and all(reasons) else ""
 
@@ -136,15 +136,15 @@ class Commit:
         progress = shared.progress
 
         def enough() -> bool:
-            members = shared.clusters.members()
             if ack == "one":
-                return any(progress.has(member.name, stream, seq) for member in members)
+                return shared.has(stream, seq)
+            members = shared.counted()
             # Who was drained on purpose is not waited for.
             present = [progress.has(member.name, stream, seq) for member in members if not member.drained]
             return sum(present) > (len(present) // 2 if ack == "quorum" else len(present) - 1)
 
         if not await progress.until(lambda: seq in shared.void or enough(), call.deadline):
-            have = [member.name for member in shared.clusters.members() if progress.has(member.name, stream, seq)]
+            have = [member.name for member in shared.counted() if progress.has(member.name, stream, seq)]
             raise WriteNotConfirmed(
                 f"{call.method.name} {stream[1]}: it is entry {seq} of the mutation log and will happen on every "
                 f'cluster, once. So far {", ".join(have) or "none"} has it, and ack = "{ack}" asks for more. '

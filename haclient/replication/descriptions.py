@@ -88,7 +88,11 @@ class Descriptions:
         def ready() -> list[str]:
             members = [member.name for member in self._clusters.members() if not member.drained]
             found = [one for one in members if all(progress.has(one, stream, seq) for stream, seq in needed)]
-            return sorted(found, key=lambda one: progress.standing(one) is not Standing.IN_SYNC)
+
+            def rank(cluster: str) -> tuple[bool, bool]:
+                return progress.follows(cluster), progress.standing(cluster) is not Standing.IN_SYNC
+
+            return sorted(found, key=rank)
 
         asked = messages.describe_collection(name, database=database)
 

@@ -64,6 +64,7 @@ class Position:
             Whoever takes over has to let them come to rest.
         epoch: Epoch of the lease of whoever wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
+        follows: It begins only what a cluster that counts has, and says so before it goes on otherwise; see `sites`.
         marked: What ``low`` was when the cluster's own mark was last written into it; see `watermark.lost`.
     """
 
@@ -77,6 +78,7 @@ class Position:
     epoch: int = 0
     blocked: str = ""
     marked: int = 0
+    follows: bool = False
 
     def applied(self, stream: Stream) -> int:
         """Return the highest seq up to which every entry of a stream is done."""
@@ -99,6 +101,7 @@ class Position:
                 "epoch": self.epoch,
                 "blocked": self.blocked,
                 "marked": self.marked,
+                "follows": self.follows,
             }
         )
 
@@ -122,6 +125,7 @@ class Position:
                 epoch=known["epoch"],
                 blocked=known["blocked"],
                 marked=known["marked"],
+                follows=known.get("follows", False),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a position: {error!r}") from None

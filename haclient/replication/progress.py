@@ -128,6 +128,11 @@ class Progress:
         position = self.positions.get(cluster)
         return position.standing if position is not None else None
 
+    def follows(self, cluster: str) -> bool:
+        """Say whether a cluster is known to follow others, at another site."""
+        position = self.positions.get(cluster)
+        return position is not None and position.follows
+
     def blocked(self, cluster: str) -> str:
         """Return why a cluster takes no writes at present, "" if it does."""
         position = self.positions.get(cluster)

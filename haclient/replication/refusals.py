@@ -8,6 +8,9 @@ from what every cluster has written, changed by compare-and-set against the posi
   that comes back says so durably before it reads which entries are void, so it cannot begin one in between;
 * else somebody is still at it: wait.
 
+Who follows the others at another site is not waited for. But what it has, or may have begun before it followed, is not
+void.
+
 Who is away counts only if it would refuse it, too: not if the cluster that refuses lacks the collection, which those
 that are away may well have. A cluster that has lost its disk would else talk everybody out of what was acknowledged.
 """
@@ -16,14 +19,16 @@ from __future__ import annotations
 
 import base64
 import enum
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
 import orjson
 
+from haclient.replication.clusters import Member
 from haclient.replication.log import Fact, MutationLog, Stream
 from haclient.replication.position import POSITION, Position, Standing, read_positions
+from haclient.replication.sites import SITES, read_roles
 
 #: Facts: one for each entry that some cluster has refused.
 REFUSED: Final = "refused/"
@@ -65,7 +70,14 @@ class Refusal:
 
 
 def settle(
-    refusal: Refusal, positions: Mapping[str, Position], cluster: str, stream: Stream, seq: int, *, lacks: bool = False
+    refusal: Refusal,
+    positions: Mapping[str, Position],
+    cluster: str,
+    stream: Stream,
+    seq: int,
+    *,
+    lacks: bool = False,
+    following: Collection[str] = (),
 ) -> tuple[Verdict, list[str]]:
     """Decide about an entry that a cluster refuses.
 
@@ -76,6 +88,7 @@ def settle(
         stream: The entry's.
         seq: The entry.
         lacks: It is refused because the cluster has no such collection.
+        following: Clusters that are to follow the others.
 
     Returns:
         The verdict, and the clusters whose positions must be unchanged for it to hold.
@@ -91,6 +104,12 @@ def settle(
             continue  # it becomes what its donor is
         if position.applied(stream) >= seq:
             return Verdict.PARK, []
+        if name in following and (position.follows or position.standing is Standing.AWAY):
+            if position.begun >= seq:
+                return Verdict.PARK, []
+            if not position.follows:
+                relied.append(name)
+            continue
         parked = position.parked.get(stream)
         away = position.standing is Standing.AWAY and position.begun < seq and not lacks
         if away or (parked is not None and parked.reason):
@@ -102,7 +121,7 @@ def settle(
 
 async def refuse(
     log: MutationLog,
-    members: Collection[str],
+    members: Sequence[Member],
     cluster: str,
     stream: Stream,
     seq: int,
@@ -117,7 +136,7 @@ async def refuse(
 
     Args:
         log: Where.
-        members: Names of all clusters there are.
+        members: All clusters there are.
         cluster: Who refuses it.
         stream: The entry's.
         seq: The entry.
@@ -128,17 +147,20 @@ async def refuse(
     while True:
         # The positions first: one that is past the entry because it is void must be read together with that.
         facts = await log.facts(POSITION)
+        roles = await read_roles(log)
         known = (await log.facts(f"{REFUSED}{seq}")).get(f"{REFUSED}{seq}")
         refusal = Refusal.decode(known.value) if known is not None else Refusal(reply=reply)
         before = known.value if known is not None else b""
         refusal.clusters.setdefault(cluster, reason)
-        positions = read_positions(facts, members)
-        verdict, relied = settle(refusal, positions, cluster, stream, seq, lacks=lacks)
+        positions = read_positions(facts, [member.name for member in members])
+        following = {member.name for member in members if roles.follows(member)}
+        verdict, relied = settle(refusal, positions, cluster, stream, seq, lacks=lacks, following=following)
         refusal.void = verdict is Verdict.VOID
         value = refusal.encode()
         if value == before:
             return verdict
         expect = {f"{REFUSED}{seq}": known.version if known is not None else 0}
+        expect[SITES] = roles.version
         expect |= {f"{POSITION}{name}": facts[f"{POSITION}{name}"].version for name in relied}
         if await log.put({f"{REFUSED}{seq}": value}, expect=expect):
             return verdict

@@ -37,6 +37,8 @@ class Batch:
         return self.entries[-1].seq
 
 
+#: Says whether an entry may be begun at all now.
+May = Callable[[Entry], bool]
 #: Says whether an entry may join those taken already, all of which may have been begun before if the flag is set.
 Joins = Callable[[list[Entry], Entry, bool], bool]
 
@@ -48,6 +50,7 @@ class Schedule:
     Args:
         position: The cluster's; changed here only, while its applier is at work.
         fresh_after: Entries up to this seq may have been begun by somebody before.
+        may: What may be begun; the stream of an entry that may not waits.
 
     Attributes:
         tail: Entries up to this seq have been offered.
@@ -55,8 +58,9 @@ class Schedule:
         count: Entries waiting.
     """
 
-    def __init__(self, position: Position, fresh_after: int) -> None:
+    def __init__(self, position: Position, fresh_after: int, may: May = lambda entry: True) -> None:
         self.position = position
+        self._may = may
         self.tail = position.low
         self.size = 0
         self.count = 0
@@ -105,7 +109,7 @@ class Schedule:
         """Take the batch that is to be begun next, None if nothing may be begun now."""
         heads = sorted((queue[0].seq, stream) for stream, queue in self._queues.items() if stream not in self._busy)
         for seq, stream in heads:
-            if self._may_begin(stream, seq):
+            if self._may_begin(stream, seq) and self._may(self._queues[stream][0]):
                 batch = self._busy[stream] = self._take(stream, joins, most_bytes)
                 return batch
         return None
@@ -130,7 +134,7 @@ class Schedule:
             late = limit is not None and entry.seq > limit
             if late or size + entry.size > most_bytes or (entry.seq <= doubtful) is not again:
                 break
-            if not joins(taken, entry, again):
+            if not self._may(entry) or not joins(taken, entry, again):
                 break
             size += entry.size
             taken.append(queue.popleft())

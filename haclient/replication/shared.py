@@ -11,11 +11,12 @@ from typing import final
 from haclient.config.replication import Replication
 from haclient.events import EventBus, LogTrouble
 from haclient.milvus.status import Flavour
-from haclient.replication.clusters import Clusters
-from haclient.replication.log import Mutation, MutationLog
+from haclient.replication.clusters import Clusters, Member
+from haclient.replication.log import Mutation, MutationLog, Stream
 from haclient.replication.progress import Progress
 from haclient.replication.recent import Recent
 from haclient.replication.refusals import Refusal
+from haclient.replication.sites import Roles
 
 #: Finds the timestamp of its own from which on a cluster shows a mutation that it has carried out; 0 if no read needs
 #: one, None if it cannot be told. Takes the cluster, the mutation, the reply and the kind of server.
@@ -41,6 +42,7 @@ class Shared:
         stamp: Finds the timestamps of writes.
         decided: Clusters about which the operator has decided something.
         void: Entries that nobody applies, with what the user is told.
+        roles: What was decided about who counts.
     """
 
     settings: Replication
@@ -56,6 +58,15 @@ class Shared:
     stamp: Stamp
     decided: set[str] = field(default_factory=set)
     void: dict[int, Refusal] = field(default_factory=dict)
+    roles: Roles = field(default_factory=Roles)
+
+    def counted(self) -> list[Member]:
+        """Return the clusters that count: not those that follow."""
+        return self.roles.counted(self.clusters.members())
+
+    def has(self, stream: Stream, seq: int) -> bool:
+        """Say whether a cluster that counts has an entry."""
+        return any(self.progress.has(member.name, stream, seq) for member in self.counted())
 
     def complain(self, error: Exception) -> None:
         """Tell listeners that the log failed."""

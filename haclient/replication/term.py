@@ -18,7 +18,7 @@ from haclient.replication.applying import Applying
 from haclient.replication.clusters import Member
 from haclient.replication.decisions import decisions
 from haclient.replication.loads import restore
-from haclient.replication.log import Lease
+from haclient.replication.log import Entry, Lease
 from haclient.replication.loss import LossCheck
 from haclient.replication.position import POSITION, Position, Standing
 from haclient.replication.refusals import REFUSED, void_entries
@@ -64,9 +64,10 @@ class Term:
         self._cluster = cluster
         self._lease = lease
         self._unclean_s = position.open
-        if position.open:
-            position.begun = max(position.begun, head)
-        self._schedule = Schedule(position, position.begun)
+        doubtful = max(position.begun, head) if position.open else position.begun
+        if not position.follows:  # what follows begins nothing that may still become void
+            position.begun = doubtful
+        self._schedule = Schedule(position, doubtful, self._may_apply)
         self._applying = Applying(shared, cluster, self)
         self._backoff = Backoff(shared.rng)
         settings = shared.settings
@@ -103,6 +104,13 @@ class Term:
             if member.name == self._cluster:
                 return member
         raise LeaseLost("the cluster is no longer configured")
+
+    def follows(self) -> bool:
+        """Say whether the cluster is to follow others, as far as this process knows."""
+        return self._shared.roles.follows(self.member())
+
+    def _may_apply(self, entry: Entry) -> bool:
+        return not self.position.follows or self._shared.has(entry.mutation.stream, entry.seq)
 
     def moved(self) -> None:
         """Tell everybody how far the cluster is now."""
@@ -164,6 +172,8 @@ class Term:
             self._wake.clear()
             if self.member().drained:
                 self.trouble("drained by the operator")
+            if self.position.follows is not self.follows():
+                self.trouble("it is decided anew whether it counts")
             if self._trouble:
                 await self._recover()
             await self._obey()
@@ -237,6 +247,7 @@ class Term:
         self._trouble = ""
         self._whole = False
         self._loss.begin()
+        self.position.follows = self.follows()
         await self._stand(Standing.IN_SYNC, "it answers")
         await self._read_void()
 

@@ -28,6 +28,7 @@ from haclient.replication.commit import Commit, Void, Write
 from haclient.replication.keys import KeyMaker
 from haclient.replication.log import BARRIER, Stream
 from haclient.replication.past import Past
+from haclient.replication.pause import Pause
 from haclient.replication.shared import Shared
 from haclient.replication.token import token
 
@@ -58,6 +59,7 @@ class Writer:
         self._catalog = catalog
         self._keys = keys
         self._adopt = adopt
+        self._pause = Pause(shared.log, shared.loop)
 
     async def write(
         self,
@@ -233,6 +235,7 @@ class Writer:
         lacking = gates.problems(method, message, self._versions())
         if lacking:
             raise WriteRefused(f"{method.name} {stream[1]}: not sent. {' '.join(lacking)}")
+        await self._commit.logged(self._pause.passed(f"{method.name} {stream[1]}", call.deadline), call)
         created = method.name == "CreateCollection"
         if stream != BARRIER and not created:
             stream = await self._real(stream, call.deadline)

@@ -28,7 +28,7 @@ def clusters(*attempts: Attempt | None, nodes: tuple[Any, ...] = (node(),), untr
     """Make clusters whose attempts end as told, one after the other."""
     left, more = list(attempts), [True] * untried
     fleet = SimpleNamespace(
-        clusters=[SimpleNamespace(name="a", nodes=list(nodes))],
+        clusters=[SimpleNamespace(name="a", nodes=list(nodes), config=SimpleNamespace(asynchronous=False))],
         nodes=lambda: iter(nodes),
         classify=classify,
         untried=lambda call: bool(more) and more.pop(),

@@ -92,7 +92,7 @@ def test_json(admin):
         "clusters": [
             {
                 "name": "a", "zone": "eu-1", "priority": 0, "weight": 1.0, "endpoints": [dict(UP), dict(DOWN)],
-                "standing": "", "lag": 0, "parked": [],
+                "standing": "", "lag": 0, "parked": [], "asynchronous": False, "lag_s": None,
             }
         ],
     }  # fmt: skip

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+from haclient.replication.clusters import Member
 from haclient.replication.log import Stream
 from haclient.replication.position import POSITION, Parked, Position, Standing
 from haclient.replication.refusals import REFUSED, Refusal, Verdict, forgotten, refuse, settle, void_entries
+from haclient.replication.sites import decided
 from tests.servers.memory_log import MemoryLog, MemoryStore
 from tests.virtual_time import run
 
 A: Stream = ("", "a")
 MEMBERS = ["x", "y", "z"]
+XY = [Member("x"), Member("y")]
 
 
 def refused_by(*clusters: str) -> Refusal:
@@ -57,6 +60,52 @@ def test_what_is_settled_stays_settled() -> None:
     assert settle(void, {"x": Position(low=4), "z": Position(low=7)}, "x", A, 5) == (Verdict.VOID, [])
 
 
+def test_who_follows_is_not_waited_for() -> None:
+    positions = {"x": Position(low=4), "far": Position(low=2, begun=4, follows=True)}
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["far"]) == (Verdict.VOID, [])
+    assert settle(refused_by("x"), positions, "x", A, 5, lacks=True, following=["far"]) == (Verdict.VOID, [])
+    assert settle(refused_by("x"), positions, "x", A, 5) == (Verdict.WAIT, []), "it counts by now"
+
+
+def test_what_a_cluster_has_or_may_have_since_it_counted_is_not_void() -> None:
+    """A main cluster that follows since a failover: it has not heard of it, is away, has come back."""
+    positions = {"x": Position(low=4), "old": Position(low=4, begun=4)}
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.WAIT, [])
+    positions["old"] = Position(low=4, begun=4, standing=Standing.AWAY)
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.VOID, ["old"])
+    positions["old"] = Position(low=4, begun=5, standing=Standing.AWAY)
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.PARK, [])
+    positions["old"] = Position(low=4, begun=5, follows=True)
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.PARK, [])
+    positions["old"] = Position(low=5, follows=True)
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.PARK, [])
+
+
+def test_a_failover_meanwhile_is_taken_into_account() -> None:
+    """The cluster that was to be passed over counts when the decision is written."""
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        log = MemoryLog(store)
+        await log.open()
+        far = Member("far", asynchronous=True)
+        positions = {"x": Position(low=4), "far": Position(low=4, follows=True)}
+        await log.put({f"{POSITION}{name}": one.encode() for name, one in positions.items()})
+        turned = False
+
+        async def meanwhile(operation: str, side: str) -> None:
+            nonlocal turned
+            if operation == "put" and side == "before" and not turned:
+                turned = True
+                assert await MemoryLog(store).put(decided([XY[0], far], ["x", "far"]))
+
+        racing = MemoryLog(store, hook=meanwhile)
+        assert await refuse(racing, [XY[0], far], "x", A, 5, "no", b"") is Verdict.WAIT
+        assert turned
+
+    run(scenario())
+
+
 def test_a_cluster_that_comes_back_meanwhile_prevents_it() -> None:
     """The position relied upon changes between the look and the decision."""
 
@@ -76,9 +125,9 @@ def test_a_cluster_that_comes_back_meanwhile_prevents_it() -> None:
                 assert await MemoryLog(store).put({f"{POSITION}y": back})
 
         racing = MemoryLog(store, hook=meanwhile)
-        assert await refuse(racing, ["x", "y"], "x", A, 5, "no", b"reply") is Verdict.WAIT
+        assert await refuse(racing, XY, "x", A, 5, "no", b"reply") is Verdict.WAIT
         assert turned
-        assert await refuse(log, ["x", "y"], "y", A, 5, "nor I", b"other") is Verdict.VOID
+        assert await refuse(log, XY, "y", A, 5, "nor I", b"other") is Verdict.VOID
         void = void_entries(await log.facts(REFUSED))
         assert (list(void), void[5].reply) == ([5], b"reply"), "the user gets the first server's words"
         assert forgotten(await log.facts(REFUSED), 6) == {f"{REFUSED}5": None}
@@ -95,7 +144,7 @@ def test_who_passes_over_a_void_entry_has_not_applied_it() -> None:
         log = MemoryLog(store)
         await log.open()
         await log.put({f"{POSITION}x": Position(low=4).encode(), f"{POSITION}y": Position(low=4).encode()})
-        assert await refuse(log, ["x", "y"], "x", A, 5, "no", b"") is Verdict.WAIT
+        assert await refuse(log, XY, "x", A, 5, "no", b"") is Verdict.WAIT
         turned = 0
 
         async def meanwhile(operation: str, side: str) -> None:
@@ -103,11 +152,11 @@ def test_who_passes_over_a_void_entry_has_not_applied_it() -> None:
             turned += 1
             if turned == 2:  # x has asked its first question
                 other = MemoryLog(store)
-                assert await refuse(other, ["x", "y"], "y", A, 5, "nor I", b"") is Verdict.VOID
+                assert await refuse(other, XY, "y", A, 5, "nor I", b"") is Verdict.VOID
                 await other.put({f"{POSITION}y": Position(low=5).encode()})
 
         racing = MemoryLog(store, hook=meanwhile)
-        assert await refuse(racing, ["x", "y"], "x", A, 5, "no", b"") is Verdict.VOID
+        assert await refuse(racing, XY, "x", A, 5, "no", b"") is Verdict.VOID
 
     run(scenario())
 
@@ -117,7 +166,7 @@ def test_clusters_that_are_gone_are_not_waited_for() -> None:
         log = MemoryLog(MemoryStore())
         await log.open()
         await log.put({f"{POSITION}x": Position(low=4).encode(), f"{POSITION}old": Position(low=1).encode()})
-        assert await refuse(log, ["x"], "x", A, 5, "no", b"") is Verdict.VOID
+        assert await refuse(log, XY[:1], "x", A, 5, "no", b"") is Verdict.VOID
         await asyncio.sleep(0)
 
     run(scenario())
