@@ -7,7 +7,7 @@ Decisions made here:
   the ways that do no harm twice.
 * That holds for rows, not for what changes a collection itself: one that was created, dropped, renamed, indexed or
   divided while it was copied is copied again, from a later place. So is what concerns several collections (aliases,
-  databases, roles), which is copied last.
+  databases, roles), which is copied last. After a few rounds such changes are paused, or there might be no end to it.
 * The place of each copy is a fact, so a copy that was cut off goes on, with the same places in the log.
 """
 
@@ -30,6 +30,7 @@ from haclient.replication.donor import caught_up, choose
 from haclient.replication.general import copy_general, make_databases
 from haclient.replication.hold import WAITING, Hold, held, position_of
 from haclient.replication.log import BARRIER, MutationLog, Stream
+from haclient.replication.pause import PAUSE
 from haclient.replication.position import Parked, Position, Standing
 from haclient.replication.site import Site, SiteFailed
 from haclient.replication.survey import Survey
@@ -40,6 +41,8 @@ RESEED: Final = "reseed/"
 _AT_ONCE: Final = 2
 #: Times that collections which change meanwhile are copied again.
 _MOST_ROUNDS: Final = 20
+#: After so many of them, what changes collections has to wait.
+_FREE_ROUNDS: Final = 3
 #: Facts changed together; etcd takes 128 at once.
 _MOST_FACTS: Final = 64
 
@@ -247,7 +250,9 @@ class _Reseeding:
         there = [*await self._donor.catalogue(), *await self._target.catalogue(), *self._survey.streams()]
         todo = {stream for stream in there if stream[1] != watermarks.COLLECTION and not self._is_done(stream)}
         await self._expect(todo)
-        for _ in range(_MOST_ROUNDS):
+        for done in range(_MOST_ROUNDS):
+            if done >= _FREE_ROUNDS:
+                await self._hold.put({PAUSE: self._cluster.encode()})
             await make_databases(self._donor, self._target)
             await self._copy_some(todo)
             await self._copy_general()
@@ -359,7 +364,7 @@ class _Reseeding:
             elif seq > position.low:
                 position.ahead[stream] = seq
         position.standing, position.begun, position.open = Standing.AWAY, bounds.head, 0.0
-        await self._hold.move({self._fact(): None})
+        await self._hold.move({self._fact(): None, PAUSE: None})
         await self._forget()
 
     def _ends(self) -> Iterable[tuple[Stream, int, str]]:

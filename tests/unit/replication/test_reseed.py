@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 from pymilvus.grpc_gen import milvus_pb2
 
-from haclient.errors import ConfigError, LogUnavailable
+from haclient.errors import ConfigError, DeadlineExceeded, LogUnavailable
+from haclient.milvus.methods import named
 from haclient.replication.clusters import Delivery, Outcome
 from haclient.replication.hold import Hold, HoldLost, position_of
+from haclient.replication.pause import PAUSE
 from haclient.replication.position import Position, Standing
 from haclient.replication.reseed import RESEED
 from haclient.replication.site import SiteFailed
@@ -242,6 +244,56 @@ def test_a_collection_that_is_made_anew_with_another_schema_while_it_is_copied()
         await fleet.in_sync()
         assert fleet.differences() == []
         await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_collections_that_never_cease_to_change_wait_in_the_end() -> None:
+    async def scenario() -> None:
+        fleet = await filled()
+        fleet.clusters.step_s = 0.05
+        made = 0
+
+        async def go_on(number: int) -> None:
+            nonlocal made
+            for turn in range(100):
+                name = f"made{number}_{turn}"
+                await fleet.make(name, {1: "one"}, "one")
+                await fleet.write("CreateAlias", alias(name, f"{name}_alias"), "one")
+                await fleet.write("DropAlias", drop_alias(f"{name}_alias"), "one")
+                await fleet.write("DropCollection", drop(name), "one")
+                made += 1
+
+        async with asyncio.TaskGroup() as group:
+            restless = [group.create_task(go_on(number)) for number in range(4)]
+            await fleet.reseed("b")
+            assert not any(task.done() for task in restless)
+            before = made
+            while made < before + 4:  # nobody waits any longer
+                await asyncio.sleep(0.05)
+            for task in restless:
+                task.cancel()
+        await fleet.in_sync()
+        assert fleet.differences() == []
+        assert not await fleet.log.facts(PAUSE)
+        await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_nobody_waits_long_for_a_copy_that_was_killed() -> None:
+    async def scenario() -> None:
+        async with Fleet("a", "b") as fleet:
+            await fleet.log.put({PAUSE: b"b"})
+            began = fleet.loop.time()
+            with pytest.raises(DeadlineExceeded, match="cluster b have been copied"):
+                await fleet.process.write(named("CreateCollection"), memory.collection("docs"), (), "", began + 2)
+            assert fleet.loop.time() < began + 2
+            await fleet.make("docs", {1: "one"})
+            waited_s = fleet.loop.time() - began
+            assert 5 <= waited_s < 7
+            await fleet.make("more", {1: "one"})
+            assert fleet.loop.time() - began < waited_s + 1
 
     virtual_time.run(scenario())
 
