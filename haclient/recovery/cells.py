@@ -67,7 +67,8 @@ _VECTORS: Final[dict[int, tuple[str, pa.DataType]]] = {
     D.Int8Vector: ("int8_vector", pa.int8()),
 }
 _PAIR: Final = np.dtype([("index", "<u4"), ("value", "<f4")])
-_PAIRS: Final = pa.list_(pa.struct([pa.field("index", pa.uint32(), False), pa.field("value", pa.float32(), False)]))
+_STRUCT: Final = pa.struct([pa.field("index", pa.uint32(), False), pa.field("value", pa.float32(), False)])
+_PAIRS: Final = pa.list_(pa.field("element", _STRUCT, False))
 
 
 def codec(field: Any) -> Codec:
@@ -274,7 +275,7 @@ def _encode_sparse(values: Any) -> _Array:
         raise ValueError("holds a sparse vector that is no sequence of pairs")
     pairs = np.frombuffer(b"".join(cells), _PAIR)
     columns = [pa.array(pairs["index"].copy()), pa.array(pairs["value"].copy())]
-    structs = pa.StructArray.from_arrays(columns, fields=list(_PAIRS.value_type))
+    structs = pa.StructArray.from_arrays(columns, fields=list(_STRUCT))
     return _lists(_PAIRS, [len(cell) // _PAIR.itemsize for cell in cells], structs)
 
 

@@ -76,7 +76,7 @@ def from_arrow(shape: Shape, batch: pa.RecordBatch) -> list[Any]:
     _check(shape, _arrow_schema(shape, columns), batch.schema)
     made = []
     for name, (part, field) in columns.items():
-        column = schema_pb2.FieldData(field_name=name, type=_type(field), is_dynamic=field.is_dynamic)
+        column = schema_pb2.FieldData(field_name=name, type=_type(field), is_dynamic=name == DYNAMIC)
         fill(column, part, batch.column(name), nullable=field.nullable)
         made.append(column)
     return made
@@ -207,7 +207,7 @@ def _columns(shape: Shape) -> _Columns:
 
 
 #: The column of dynamic fields, which schemas do not list.
-_META: Final = schema_pb2.FieldSchema(name=DYNAMIC, data_type=DataType.JSON, is_dynamic=True)
+_META: Final = schema_pb2.FieldSchema(name=DYNAMIC, data_type=DataType.JSON)
 
 
 def _type(field: Any) -> int:
