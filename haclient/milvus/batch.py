@@ -52,6 +52,11 @@ def keys_of(method: str, message: bytes, key: str) -> list[Key]:
     raise ValueError(f"rows without their key {key!r}")
 
 
+def partition_of(message: bytes) -> str:
+    """Return the partition that an entry's rows go to, "" if it names none."""
+    return (bytes_field(message, _PARTITION) or b"").decode()
+
+
 def mergeable(one: tuple[str, bytes], other: tuple[str, bytes]) -> bool:
     """Say whether two entries (method, message) of one stream can become one request.
 

@@ -7,7 +7,7 @@ would if the rows came one after the other: real servers keep both rows or refus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -27,6 +27,7 @@ __all__ = [
     "deletion",
     "keys_of_reply",
     "keys_query",
+    "pick",
     "rows",
 ]
 
@@ -197,7 +198,12 @@ def _last_of_each(body: Any, keys: Sequence[Key], shape: Shape) -> None:
         return
     chosen = sorted(last.values())
     body.num_rows = len(chosen)
-    for column in body.fields_data:
+    pick(body.fields_data, chosen, shape)
+
+
+def pick(given: Iterable[Any], chosen: Sequence[int], shape: Shape) -> None:
+    """Leave only some rows of checked columns (``FieldData``), by their index in ascending order."""
+    for column in given:
         for part, field in _flat(column, shape):
             valid = list(part.valid_data)
             if valid:

@@ -16,6 +16,8 @@ from haclient.replication.log import Bounds, Fact, MutationLog
 
 #: Facts: one for each wish.
 KEEP: Final = "keep/"
+#: Name of the wish of backups.
+KEPT: Final = "backup"
 #: Share of the log's bounds from which on nothing is kept for others.
 _MOST: Final = 0.5
 

@@ -13,7 +13,7 @@ from haclient.replication.batching import MERGED
 from haclient.replication.log import BARRIER, Entry, MutationLog, Stream
 
 #: What leaves a collection as it is, and may be done twice in any place.
-_HARMLESS: Final = MERGED | {"Flush", "LoadCollection", "ReleaseCollection", "LoadPartitions", "ReleasePartitions"}
+HARMLESS: Final = MERGED | {"Flush", "LoadCollection", "ReleaseCollection", "LoadPartitions", "ReleasePartitions"}
 _AT_ONCE: Final = 4_096
 
 
@@ -35,6 +35,11 @@ class Survey:
     def start(self, after: int) -> None:
         """Begin behind an entry."""
         self._seen = after
+
+    @property
+    def seen(self) -> int:
+        """The last entry that has been read."""
+        return self._seen
 
     def streams(self) -> Collection[Stream]:
         """Return the streams that have anything in this part of the log."""
@@ -58,7 +63,7 @@ class Survey:
     async def _take(self, entry: Entry) -> None:
         stream, method = entry.mutation.stream, entry.mutation.method
         self._streams.add(stream)
-        if method not in _HARMLESS:
+        if method not in HARMLESS:
             self._changed[stream] = entry.seq
         if method in ("RenameCollection", "DropDatabase"):
             message = (await self._log.read(entry.seq - 1, limit=1))[0].mutation.message
