@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 
 from haclient import __version__, status_table
-from haclient.cli import replication
+from haclient.cli import drill, planning, replication, sites
 from haclient.cli.common import NOT_WELL, OK, ConfigOption, fail
 from haclient.config import Config
 from haclient.config.replication import Replication
@@ -38,7 +38,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+planning.register(app)
 replication.register(app)
+sites.register(app)
+drill.register(app)
 
 
 def main() -> None:

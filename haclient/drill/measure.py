@@ -9,6 +9,7 @@ milliseconds.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -54,22 +55,26 @@ async def open_loop(
     ask: Callable[[int], Awaitable[T]],
     *,
     rate: float,
-    seconds: float,
+    seconds: float = math.inf,
     done: Callable[[Record[T]], None] | None = None,
+    start: float | None = None,
+    stopped: asyncio.Event | None = None,
 ) -> list[Record[T]]:
-    """Ask ``rate * seconds`` questions on schedule and wait for all of them.
+    """Ask questions on schedule, ``rate * seconds`` unless stopped before, and wait for all of them.
 
     Args:
         ask: Asks the question of that number; what it raises is recorded as a failure. It must end by itself.
         rate: Questions a second.
         seconds: Length of the schedule.
         done: Told of each record as it ends.
+        start: When the first one is due, ``time.monotonic``; now unless given.
+        stopped: Ends the schedule before its time.
 
     Returns:
         Every record, in the order they were due. Cancelled, it cancels what is under way.
     """
     records: list[Record[T]] = []
-    start = time.monotonic()
+    begun = time.monotonic() if start is None else start
 
     async def one(number: int, due: float) -> None:
         answer: T | None = None
@@ -85,8 +90,10 @@ async def open_loop(
             done(record)
 
     async with asyncio.TaskGroup() as group:
-        for number in range(round(rate * seconds)):
-            due = start + number / rate
+        for number in range(round(rate * seconds)) if math.isfinite(seconds) else itertools.count():
+            if stopped is not None and stopped.is_set():
+                break
+            due = begun + number / rate
             # Also without a wait the loop must turn, or a schedule that is behind would never start its questions.
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             group.create_task(one(number, due))

@@ -35,6 +35,7 @@ class Topology(_Part):
         ack: What a write waits for.
         proxies: Proxies between the load and the clusters; 0 is none: the load is a member of the fleet itself.
         clients: Processes that share the load.
+        canary: Whether the load's clients know a question and its answer (`haclient.config.sections.Canary`).
     """
 
     clusters: int = Field(default=3, ge=1, le=5)
@@ -43,6 +44,7 @@ class Topology(_Part):
     ack: Literal["log", "one", "quorum", "all"] = "one"
     proxies: int = Field(default=0, ge=0, le=4)
     clients: int = Field(default=1, ge=1, le=4)
+    canary: bool = False
 
 
 @final
@@ -72,7 +74,7 @@ class FaultPlan(_Part):
     Attributes:
         kind: Which one, of `haclient.drill.faults.FAULTS`.
         target: ``cluster`` (any one), ``cluster:1``, ``clusters`` (all), ``site`` (the remote ones), ``proxy``,
-            ``client``, ``log`` (a member; of SQLite the file's disk), ``log:leader``.
+            ``client``, ``log`` (a member; of SQLite the file's disk), ``log:leader``, ``log:all``.
         at: Earliest and latest moment of its begin, seconds after the load's.
         lasts: How long until it is healed; 0 for one that is over at once.
         settings: Further settings of this kind of fault.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import re
 from collections import defaultdict
@@ -22,19 +23,19 @@ from pymilvus import MilvusException
 
 from haclient import AsyncMilvusClient, acknowledged
 from haclient.acknowledge import ACKS, Ack
+from haclient.drill import faults
+from haclient.drill.rows import Names, connect, create, load_all, row
+from haclient.drill.scenario import Topology
 from haclient.drill.servers import etcd
+from haclient.drill.started import StartedFleet
+from haclient.drill.trial import through
 from haclient.errors import HAClientError
 from haclient.replication.position import Standing
-from tests.live.replication.faults import FAULTS, full_disk
-from tests.live.replication.fleet import Fleet, Log
-from tests.live.replication.rows import Names, create, load_all, row
-from tests.live.replication.trial import through_fleet
-from tests.servers import fill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "replication.md"
-LOGS: dict[str, Log] = {"SQLite": "sqlite", "etcd": "etcd3"}
+LOGS = {"SQLite": "sqlite", "etcd": "etcd3"}
 NAMES = Names("survival")
 #: Writes at each level before the worst happens.
 WRITES = 3
@@ -52,10 +53,10 @@ class Cell(NamedTuple):
     again: str
 
 
-def tables() -> dict[Log, dict[str, dict[Ack, Cell]]]:
+def tables() -> dict[str, dict[str, dict[Ack, Cell]]]:
     """The tables, without the rows that are marked as not tested."""
-    found: dict[Log, dict[str, dict[Ack, Cell]]] = {}
-    log: Log | None = None
+    found: dict[str, dict[str, dict[Ack, Cell]]] = {}
+    log: str | None = None
     for line in DOCUMENT.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| with "):
@@ -73,7 +74,7 @@ def tables() -> dict[Log, dict[str, dict[Ack, Cell]]]:
 class Survival:
     """A fleet, a client of it, and what was acknowledged at each level."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: StartedFleet) -> None:
         self.fleet = fleet
         self.written: dict[Ack, list[int]] = defaultdict(list)
         self._client = AsyncMilvusClient(config=fleet.config())
@@ -87,7 +88,7 @@ class Survival:
         key = next(self._keys)
         with acknowledged(level):
             try:
-                await self._client.upsert(NAMES.own, [row(key, id=key, tag="")], timeout=timeout_s)
+                await self._client.upsert(NAMES.own, [row(key, key, id=key, tag="")], timeout=timeout_s)
             except (HAClientError, MilvusException):
                 return False
         self.written[level].append(key)
@@ -119,7 +120,7 @@ class Survival:
 
 def _keys(uri: str) -> set[int]:
     load_all(uri)
-    client = fill.connect(uri)
+    client = connect(uri)
     try:
         found = client.query(NAMES.own, filter="id >= 0", limit=10_000, output_fields=["id"], timeout=30)
         return {one["id"] for one in found}
@@ -147,7 +148,7 @@ async def killed_process(survival: Survival) -> AsyncIterator[None]:
 @asynccontextmanager
 async def no_room(survival: Survival) -> AsyncIterator[None]:
     await survival.heal()
-    async with full_disk(survival.fleet, random.Random(1)):
+    async with faults.full_disk(faults.Harm(survival.fleet, (), {}, random.Random(1))):
         yield
 
 
@@ -179,7 +180,7 @@ async def lost_cluster(survival: Survival) -> AsyncIterator[None]:
     await fleet.command("reseed", lost.name, "--yes")
 
 
-def members(choose: Callable[[Fleet], Any], *, back: bool = True) -> Harm:
+def members(choose: Callable[[StartedFleet], Any], *, back: bool = True) -> Harm:
     @asynccontextmanager
     async def harm(survival: Survival) -> AsyncIterator[None]:
         await survival.heal()
@@ -193,17 +194,17 @@ def members(choose: Callable[[Fleet], Any], *, back: bool = True) -> Harm:
     return harm
 
 
-async def leader(fleet: Fleet) -> list[Any]:
-    return [await fleet.leader()]
+async def leader(fleet: StartedFleet) -> list[Any]:
+    return [(await fleet.leader()).process]
 
 
-async def follower(fleet: Fleet) -> list[Any]:
+async def follower(fleet: StartedFleet) -> list[Any]:
     assert fleet.etcd is not None
-    leading = await fleet.leader()
+    (leading,) = await leader(fleet)
     return [member for member in fleet.etcd.members if member is not leading][:1]
 
 
-async def majority(fleet: Fleet) -> list[Any]:
+async def majority(fleet: StartedFleet) -> list[Any]:
     return [*await leader(fleet), *await follower(fleet)]
 
 
@@ -281,13 +282,14 @@ def test_every_row_is_tested_or_marked() -> None:
 
 
 @pytest.mark.parametrize("log", LOGS.values())
-async def test_what_is_survived(log: Log, tmp_path: Path) -> None:
+async def test_what_is_survived(log: str, tmp_path: Path) -> None:
     """Each row of the log's table, one after the other."""
     if log != "sqlite" and not etcd.available():
         pytest.skip("needs etcd (apt-get install etcd-server)")
-    small_disk = FAULTS["full-disk"].fits(log)
-    async with Fleet(tmp_path, "three", log, small_disk=small_disk) as fleet:
-        await through_fleet(fleet, create, NAMES)
+    small_disk = log == "sqlite" and os.geteuid() == 0
+    topology = Topology.model_validate({"clusters": 3, "log": log, "proxies": 2})
+    async with StartedFleet(tmp_path, topology, small_disk=small_disk) as fleet:
+        await through(fleet, lambda client: create(client, NAMES.own))
         survival = Survival(fleet)
         async with contextlib.aclosing(survival):
             for failure, said in tables()[log].items():

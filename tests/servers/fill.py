@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
-import numpy as np
 from pymilvus import DataType, MilvusClient, MilvusException
+
+from haclient.drill.rows import connect
+from haclient.drill.rows import vector as unit_vector
 
 COLLECTION = "docs"
 DIMENSION = 32
 
 
 def vector(key: int, dimension: int = DIMENSION) -> list[float]:
-    """The unit vector of a row: pseudo-random by its key, the same in every process.
-
-    Random directions in 32 dimensions are about 90 degrees apart; the nearest to a row's own vector is that row.
-    """
-    raw = np.random.default_rng(key).standard_normal(dimension)
-    return [float(x) for x in (raw / np.linalg.norm(raw)).astype(np.float32)]
+    """The unit vector of a row; the nearest to a row's own vector is that row."""
+    return unit_vector(key, dimension)
 
 
 def row(key: int, dimension: int = DIMENSION) -> dict[str, Any]:
@@ -130,11 +128,6 @@ def poll(uri: str, done: Callable[[MilvusClient], bool], *, token: str = "", tim
             last = error
         time.sleep(0.1)
     raise TimeoutError(f"{uri}: not within {timeout_s:g} s; last: {last!r}")
-
-
-def connect(uri: str, token: str = "") -> MilvusClient:
-    """A client of its own: pymilvus would otherwise share one connection per address, also a broken one."""
-    return MilvusClient(uri, token=token, dedicated=True, timeout=10)
 
 
 def found(uri: str, keys: Sequence[int], *, collection: str = COLLECTION, token: str = "") -> list[int]:

@@ -29,7 +29,7 @@ class ProxyServer(ServerProcess):
     def command(self) -> Sequence[str]:
         """See `ServerProcess.command`."""
         file = self.folder / f"{self.name}.toml"
-        file.write_text("\n".join(_toml(self.config)))
+        file.write_text(toml(self.config))
         command = [sys.executable, "-P", "-c", "from haclient.cli import main; main()", "proxy"]
         return [*command, "--config", str(file), "--listen", self.address, "--admin", ""]
 
@@ -38,13 +38,18 @@ class ProxyServer(ServerProcess):
         await check_milvus(self.port)
 
 
-def _toml(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def toml(config: Mapping[str, Any]) -> str:
+    """Write a configuration as its file has it."""
+    return "\n".join(_lines(config)) + "\n"
+
+
+def _lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Write it line by line; JSON and TOML write strings, numbers, booleans and lists of them alike."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _toml(value, f"{prefix}{key}.")
+            yield from _lines(value, f"{prefix}{key}.")
         elif key != "cluster":
             yield f"{prefix}{key} = {json.dumps(value)}"
     for cluster in table.get("cluster", ()):
         yield "[[cluster]]"
-        yield from _toml(cluster)
+        yield from _lines(cluster)

@@ -10,28 +10,25 @@ from pathlib import Path
 import pytest
 
 from haclient.drill.servers import etcd
-from tests.live.replication.faults import FAULTS
-from tests.live.replication.fleet import Engine, Fleet, Log
-from tests.live.replication.trial import trial
+from haclient.drill.started import Engine
+from tests.live.replication.trials import fleet, possible, trial, violations
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
-RUNS: dict[str, tuple[Engine, Log, tuple[str, ...]]] = {
-    "two, SQLite": ("milvus", "sqlite", ("kill-server", "stop-writer")),
-    "two, etcd": ("milvus", "etcd3", ("kill-leader",)),
-    "with two milvus-lite, SQLite": ("mixed", "sqlite", ("partition-server",)),
+RUNS: dict[str, tuple[Engine, int, str, tuple[str, ...]]] = {
+    "two, SQLite": ("milvus", 2, "sqlite", ("kill-server", "stop-writer")),
+    "two, etcd": ("milvus", 2, "etcd3", ("kill-leader",)),
+    "with two milvus-lite, SQLite": ("mixed", 3, "sqlite", ("partition-server",)),
 }
 
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_nothing_acknowledged_is_lost(run: str, tmp_path: Path) -> None:
-    engine, log, faults = RUNS[run]
+    engine, clusters, log, faults = RUNS[run]
     if log != "sqlite" and not etcd.available():
         pytest.skip("needs etcd (apt-get install etcd-server)")
-    possible = [fault for fault in faults if FAULTS[fault].fits(log)]
-    async with Fleet(tmp_path, engine, log, small_disk="full-disk" in possible) as fleet:
-        for seed, fault in enumerate(possible):
-            result = await trial(fleet, fault, seed)
-            assert not result.violations, str(result)
-            assert result.outcomes["ok"], str(result)
-            assert result.outcomes["read"], str(result)
+    async with fleet(tmp_path, engine, log, clusters=clusters) as started:
+        for seed, fault in enumerate(fault for fault in faults if possible(fault, log)):
+            result = await trial(started, fault, seed)
+            assert not violations(result), violations(result)
+            assert {"read", "upsert"} <= {op.kind for op in result.operations if op.outcome == "ok"}

@@ -9,6 +9,7 @@
     keys         an auto_id key other than the one acknowledged, or given out twice
     order        two acknowledged writes have one place in the log, or a later one has a lower place
     session      a session does not read its own writes, or goes back
+    wrong        an answer that contradicts itself: nothing where there are rows, a vector that is another row's
     stale        a Strong read lacks what was acknowledged before it; a Bounded one, before its bound
     deadline     a call outlived its deadline
     stuck        a cluster did not catch up
@@ -25,8 +26,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
 
-from tests.live.replication.history import SLACK_S, Operation, Value
+from haclient.drill.history import SLACK_S, Operation, Value
 
+#: Who wrote what every cluster has had since before the other clients began.
+EVERYWHERE: Final = "setup"
 #: Writes that add an entry of their own to the log, whatever is there.
 ROWS_ADDED: Final = ("insert", "upsert")
 #: How many violations of one invariant are worth reading.
@@ -36,10 +39,11 @@ _TOLD: Final = 8
 
 
 class Violation(NamedTuple):
-    """One invariant that did not hold, and how."""
+    """One invariant that did not hold, how, and which call showed it, if one did."""
 
     invariant: str
     text: str
+    op: Operation | None = None
 
 
 class Write(NamedTuple):
@@ -74,7 +78,7 @@ def judge(
     bounded_s: float,
     void: Collection[int] = (),
     old_rows: bool = False,
-) -> dict[str, list[str]]:
+) -> list[Violation]:
     """Judge one run.
 
     Args:
@@ -86,35 +90,38 @@ def judge(
             to Strong reads: Milvus 2.3.5 does, alone and untouched. Then only a row that is not shown is judged.
 
     Returns:
-        What is wrong, by invariant; empty if nothing is.
+        What is wrong; empty if nothing is.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    found: list[Violation] = []
     writes: dict[str, list[Write]] = defaultdict(list)
     for op in history:
         if op.seq in void and op.outcome == "unknown":
             op.outcome = "failed"
         elif op.seq in void and op.kind in ROWS_ADDED:
-            found["lost"].append(f"acknowledged, and refused by every cluster: {op}")
+            found.append(Violation("lost", f"acknowledged, and refused by every cluster: {op}", op))
         for name, value in op.sets.items():
             writes[name].append(Write(op, value))
-    for invariant, text in (
+    return [
+        *found,
         *_ends(writes, clusters),
         *_rows(history, clusters),
         *_order(history, writes),
+        *_answers(history),
         *_reads(history, writes, bounded_s, old_rows),
         *_sessions(history, writes, old_rows),
         *_deadlines(history),
-    ):
-        found[invariant].append(text)
-    return dict(found)
+    ]
 
 
-def shown(found: Mapping[str, Sequence[str]]) -> str:
+def shown(found: Iterable[Violation]) -> list[str]:
     """What is wrong, for a person: how often, and some of each."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for one in found:
+        texts[one.invariant].append(one.text)
     lines = []
-    for invariant, texts in found.items():
-        lines += [f"{invariant}: {len(texts)}", *(f"    {text}" for text in texts[:_SHOWN])]
-    return "\n".join(lines)
+    for invariant, mine in texts.items():
+        lines += [f"{invariant}: {len(mine)}", *(f"    {text}" for text in mine[:_SHOWN])]
+    return lines
 
 
 # --- what is there at the end -----------------------------------------------------------------------------------------
@@ -181,6 +188,10 @@ def _order(history: Iterable[Operation], writes: Mapping[str, Sequence[Write]]) 
 # --- what was read meanwhile ------------------------------------------------------------------------------------------
 
 
+def _answers(history: Iterable[Operation]) -> Iterator[Violation]:
+    yield from (Violation("wrong", f"{op.wrong}: {op}", op) for op in history if op.wrong)
+
+
 def _reads(
     history: Iterable[Operation], writes: Mapping[str, Sequence[Write]], bounded_s: float, old_rows: bool
 ) -> Iterator[Violation]:
@@ -191,14 +202,14 @@ def _reads(
             every = writes.get(name, ())
             makers = _makers(value, every, read)
             if not makers and value is not None:
-                yield Violation("phantom", f"{name}={value} was read: {read}; written: {_story(every)}")
+                yield Violation("phantom", f"{name}={value} was read: {read}; written: {_story(every)}", read)
                 continue
             owed = [write for write in every if write.op.outcome == "ok" and _owed(write.op, read, bounded_s)]
             if _excused(value, old_rows):
                 continue
             if owed and all(_overwritten(maker, owed) for maker in makers):
                 invariant = "session" if read.level == "Session" else "stale"
-                yield Violation(invariant, f"{name}={value} was read: {read}; written: {_story(every)}")
+                yield Violation(invariant, f"{name}={value} was read: {read}; written: {_story(every)}", read)
 
 
 def _makers(value: Value, writes: Iterable[Write], read: Operation) -> list[Write]:
@@ -210,6 +221,8 @@ def _makers(value: Value, writes: Iterable[Write], read: Operation) -> list[Writ
 def _owed(write: Operation, read: Operation, bounded_s: float) -> bool:
     """Whether a read must see an acknowledged write."""
     assert write.end is not None
+    if write.client == EVERYWHERE:
+        return True
     if read.level == "Session":
         return write.client == read.client and write.end < read.start
     return write.end < read.start - {"Strong": 0.0, "Bounded": bounded_s}.get(read.level, float("inf"))
@@ -228,7 +241,7 @@ def _sessions(
             after = earlier is not None and earlier.end is not None and earlier.end < read.start
             after = after and not _excused(value, old_rows)
             if after and seen is not None and all(maker.op.before(seen.op) for maker in makers):
-                yield Violation("session", f"{name} went back: {read}, after {earlier}")
+                yield Violation("session", f"{name} went back: {read}, after {earlier}", read)
             if value is not None and makers:
                 last[read.client, name] = read, makers[0]
 
@@ -243,7 +256,7 @@ def _excused(value: Value, old_rows: bool) -> bool:
 def _deadlines(history: Iterable[Operation]) -> Iterator[Violation]:
     for op in history:
         if op.late_s > SLACK_S:
-            yield Violation("deadline", f"{op.late_s:.1f} s late: {op}")
+            yield Violation("deadline", f"{op.late_s:.1f} s late: {op}", op)
 
 
 def _story(writes: Iterable[Write]) -> str:

@@ -1,7 +1,8 @@
 """What a trial writes: two collections, their rows, and the names of everything in the history.
 
-Decision made here: a row is a function of its version, and no version is written twice. So what a cluster holds says
-who wrote it, and whether it is whole.
+Decision made here: a row is a function of its version and its *place* (its key; where haclient makes the keys, the
+version again), and no version is written twice. So what a cluster holds says who wrote it, and whether it is whole. The
+vector is the place's, far from all others, and the index is exact: nearest to a place's vector is the row there.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, final
 
+import numpy as np
 from pymilvus import DataType, MilvusClient
 
-from tests.live.replication.checker import Contents
-from tests.servers import fill
+from haclient.drill.checker import Contents
 
-DIMENSION: Final = 8
-#: Keys that every process writes.
-SHARED: Final = range(20)
+DIMENSION: Final = 16
+#: Keys that are there before the load begins, and that every process of it writes.
+KEYS: Final = range(200)
+#: Keys that are there and that nobody writes.
+CANARIES: Final = range(900, 905)
 #: Versions of one process.
 _VERSIONS: Final = 1_000_000
 #: Rows that one query may return.
@@ -48,22 +51,35 @@ def versions(worker: int) -> Iterator[int]:
     return iter(range(worker * _VERSIONS + 1, (worker + 1) * _VERSIONS))
 
 
-def private(worker: int) -> range:
-    """Keys that only this process writes."""
-    return range(1_000 * worker, 1_000 * worker + 10)
+def vector(place: int, dimension: int = DIMENSION) -> list[float]:
+    """The unit vector of a place: pseudo-random, the same in every process.
+
+    Random directions in many dimensions are about 90 degrees apart.
+    """
+    raw = np.random.default_rng(place).standard_normal(dimension)
+    return [float(x) for x in (raw / np.linalg.norm(raw)).astype(np.float32)]
 
 
-def row(version: int, **more: Any) -> dict[str, Any]:
-    """A row of that version; ``more`` is its key and its tag."""
-    return {"version": version, "text": f"text of {version}", "vector": fill.vector(version, DIMENSION), **more}
+def row(version: int, place: int, **more: Any) -> dict[str, Any]:
+    """A row of that version at that place; ``more`` is its key and its tag."""
+    return {"version": version, "text": f"text of {version}", "vector": vector(place), **more}
 
 
-def create(client: MilvusClient, names: Names) -> None:
-    """Create both collections, indexed and loaded."""
-    for name, auto_id in ((names.own, False), (names.auto, True)):
-        indexes = client.prepare_index_params()
-        indexes.add_index("vector", index_type="FLAT", metric_type="L2")
-        client.create_collection(name, schema=schema(auto_id), index_params=indexes)
+def first_rows() -> list[dict[str, Any]]:
+    """What is there before the load begins."""
+    return [row(key + 1, key, id=key, tag="first") for key in (*KEYS, *CANARIES)]
+
+
+def connect(uri: str, token: str = "") -> MilvusClient:
+    """A client of its own: pymilvus would otherwise share one connection per address, also a broken one."""
+    return MilvusClient(uri, token=token, dedicated=True, timeout=10)
+
+
+def create(client: MilvusClient, name: str, *, auto_id: bool = False) -> None:
+    """Create a collection, indexed and loaded."""
+    indexes = client.prepare_index_params()
+    indexes.add_index("vector", index_type="FLAT", metric_type="L2")
+    client.create_collection(name, schema=schema(auto_id), index_params=indexes)
 
 
 def drop(client: MilvusClient, names: Names) -> None:
@@ -76,6 +92,7 @@ def drop(client: MilvusClient, names: Names) -> None:
 
 
 def schema(auto_id: bool) -> Any:
+    """The schema of both collections."""
     made = MilvusClient.create_schema(auto_id=auto_id)
     made.add_field("id", DataType.INT64, is_primary=True)
     made.add_field("version", DataType.INT64)
@@ -85,9 +102,9 @@ def schema(auto_id: bool) -> Any:
     return made
 
 
-def load_all(uri: str) -> None:
+def load_all(uri: str, token: str = "") -> None:
     """Load every collection that has an index."""
-    client = fill.connect(uri)
+    client = connect(uri, token)
     try:
         for name in client.list_collections():
             if client.list_indexes(name):
@@ -96,9 +113,9 @@ def load_all(uri: str) -> None:
         client.close()
 
 
-def contents(uri: str, names: Names) -> Contents:
+def contents(uri: str, names: Names, token: str = "") -> Contents:
     """Read everything of a trial from one cluster, strongly and directly."""
-    client = fill.connect(uri)
+    client = connect(uri, token)
     try:
         found = Contents()
         for collection in (names.own, names.auto):
@@ -129,15 +146,18 @@ def _read(client: MilvusClient, collection: str, auto: bool, found: Contents) ->
         found.registers[name] = 1 if auto else one["version"]
         if auto:
             found.keys[name] = one["id"]
-        if problem := _damage(one):
+        if problem := damage(one, one["version"] if auto else one["id"]):
             found.damaged.append(f"{name}: {problem}")
 
 
-def _damage(found: Mapping[str, Any]) -> str:
-    wanted = row(found["version"])
+def damage(found: Mapping[str, Any], place: int) -> str:
+    """Say what is wrong with a row that was found, as far as its fields tell; "" if nothing is."""
+    wanted = row(found["version"], place)
     if found["text"] != wanted["text"]:
         return f"its text is {found['text']!r}"
-    if any(abs(a - b) > _TOLERANCE for a, b in zip(found["vector"], wanted["vector"], strict=True)):
+    if "vector" in found and any(
+        abs(a - b) > _TOLERANCE for a, b in zip(found["vector"], wanted["vector"], strict=True)
+    ):
         return f"its vector is {found['vector']}"
     return ""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ class Operation:
         client: Which process made it; a session is all that one process does.
         kind: What it was.
         start: When it began, ``time.monotonic``, which all processes of a machine share.
+        due: When it was to begin; later than that it begins if its process is busy.
         timeout_s: Its limit.
         sets: Of a write: the registers it gives new values.
         level: Of a read: the consistency level.
@@ -41,6 +42,8 @@ class Operation:
         got: Of a read: the values found.
         keys: Of an insert with auto_id: the key that each register's row got.
         error: What was raised.
+        wrong: What is wrong with the answer by itself, "" if nothing is.
+        attempts: Requests that the client sent for it.
         stalled_s: How long its process did not run meanwhile.
     """
 
@@ -48,6 +51,7 @@ class Operation:
     kind: str
     start: float
     timeout_s: float = 10.0
+    due: float = 0.0
     sets: Mapping[str, Value] = field(default_factory=dict)
     level: str = ""
     end: float | None = None
@@ -56,6 +60,8 @@ class Operation:
     got: Mapping[str, Value] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
+    wrong: str = ""
+    attempts: int = 0
     stalled_s: float = 0.0
 
     @property
@@ -87,6 +93,26 @@ class Operation:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What the client itself said that it had noticed: one of its events.
+
+    Attributes:
+        client: Which process said so.
+        at: When, ``time.monotonic``.
+        event: Its class (`haclient.events`).
+        about: The names in it: cluster and endpoint, as far as it has them.
+        text: All of it, for a person.
+    """
+
+    client: str
+    at: float
+    event: str
+    about: tuple[str, ...]
+    text: str
+
+
+@final
 class Recorder:
     """Writes one process' history; a line is written at once or not at all, whatever kills the process.
 
@@ -106,14 +132,17 @@ class Recorder:
         """Note that the client has started."""
         self._write({"ready": self.client})
 
-    def record(
-        self, kind: str, timeout_s: float, *, sets: Mapping[str, Value] | None = None, level: str = ""
-    ) -> Record:
+    def record(self, operation: Operation) -> Record:
         """Note the start of an operation; a context manager around it that notes the end."""
         self._count += 1
-        return Record(self, self._count, Operation(self.client, kind, time.monotonic(), timeout_s, sets or {}, level))
+        return Record(self, self._count, operation)
+
+    def notice(self, event: str, about: tuple[str, ...], text: str) -> None:
+        """Note an event of the client."""
+        self._write({"event": event, "at": time.monotonic(), "about": about, "text": text, "client": self.client})
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._file)
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -132,15 +161,15 @@ class Record:
 
     def __enter__(self) -> Self:
         op = self.operation
-        start = {"client": op.client, "kind": op.kind, "start": op.start, "timeout_s": op.timeout_s}
-        self._recorder._write({"op": self._number, **start, "sets": op.sets, "level": op.level})
+        start = {name: getattr(op, name) for name in ("client", "kind", "start", "timeout_s", "due", "sets", "level")}
+        self._recorder._write({"op": self._number, **start})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         op = self.operation
-        end = {"end": time.monotonic(), "outcome": op.outcome, "seq": op.seq, "got": op.got, "keys": op.keys}
-        stalled_s = self._recorder.stalled_s - self._stalled_s
-        self._recorder._write({"op": self._number, **end, "error": op.error, "stalled_s": stalled_s})
+        op.end, op.stalled_s = time.monotonic(), self._recorder.stalled_s - self._stalled_s
+        told = ("end", "outcome", "seq", "got", "keys", "error", "wrong", "attempts", "stalled_s")
+        self._recorder._write({"op": self._number, **{name: getattr(op, name) for name in told}})
 
 
 def load(paths: Iterable[Path]) -> list[Operation]:
@@ -148,8 +177,7 @@ def load(paths: Iterable[Path]) -> list[Operation]:
     operations: list[Operation] = []
     for path in paths:
         known: dict[int, Operation] = {}
-        for line in path.read_bytes().splitlines():
-            values = json.loads(line)
+        for values in _lines(path):
             if (number := values.pop("op", None)) is None:
                 continue
             if number not in known:
@@ -159,3 +187,13 @@ def load(paths: Iterable[Path]) -> list[Operation]:
                     setattr(known[number], name, value)
         operations += known.values()
     return sorted(operations, key=lambda op: op.start)
+
+
+def notices(paths: Iterable[Path]) -> list[Notice]:
+    """Read what the clients said that they had noticed, in the order of time."""
+    found = [line for path in paths for line in _lines(path) if "event" in line]
+    return sorted((Notice(**{**line, "about": tuple(line["about"])}) for line in found), key=lambda one: one.at)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    yield from map(json.loads, path.read_bytes().splitlines())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.live.replication.checker import Contents, judge, shown
-from tests.live.replication.history import SLACK_S, Operation, Recorder, Value, load
+from haclient.drill.checker import EVERYWHERE, Contents, Violation, judge, shown
+from haclient.drill.history import SLACK_S, Operation, Recorder, Value, load, notices
 
 BOUND_S = 5.0
 
@@ -34,7 +35,7 @@ def broken(*history: Operation, **clusters: Value | Contents) -> set[str]:
         name: one if isinstance(one, Contents) else Contents({"k": one} if one is not None else {})
         for name, one in clusters.items()
     }
-    return set(judge(history, contents, bounded_s=BOUND_S))
+    return {one.invariant for one in judge(history, contents, bounded_s=BOUND_S)}
 
 
 class TestEnd:
@@ -82,7 +83,8 @@ class TestEnd:
         nowhere = {"a": Contents(), "b": Contents()}
         refused = write(3, 4, seq=9, outcome="unknown")
         assert not judge([refused], nowhere, bounded_s=BOUND_S, void={9})
-        assert set(judge([write(3, 4, seq=9)], nowhere, bounded_s=BOUND_S, void={9})) == {"lost"}
+        found = judge([write(3, 4, seq=9)], nowhere, bounded_s=BOUND_S, void={9})
+        assert {one.invariant for one in found} == {"lost"}
 
     def test_writes_at_once_end_in_the_order_of_the_log(self) -> None:
         first, second = write(1, 9, seq=1), write(2, 8, seq=2)
@@ -168,7 +170,8 @@ class TestReads:
 
         def invariants(value: Value) -> set[str]:
             history = [write(1, 2), write(3, 4), read(5, value, level)]
-            return set(judge(history, {"a": Contents({"k": 3})}, bounded_s=BOUND_S, old_rows=True))
+            found = judge(history, {"a": Contents({"k": 3})}, bounded_s=BOUND_S, old_rows=True)
+            return {one.invariant for one in found}
 
         assert not invariants(1)
         assert invariants(None)
@@ -180,6 +183,17 @@ class TestReads:
 
     def test_a_read_of_a_failed_write(self) -> None:
         assert broken(write(1, 2, outcome="failed"), read(3, 1, "Eventually"), a=None) == {"phantom"}
+
+    @pytest.mark.parametrize("level", ["Session", "Bounded", "Eventually"])
+    def test_what_every_cluster_had_before_is_seen_by_every_read(self, level: str) -> None:
+        first = write(1, 2, client=EVERYWHERE)
+        assert broken(first, read(3, None, level, client="another"), a=1) <= {"session", "stale"} != set()
+        assert not broken(first, delete(3, 4), read(5, None, level, client="another"), a=None)
+
+    def test_an_answer_that_contradicts_itself(self) -> None:
+        odd = read(3, 1)
+        odd.wrong = "nothing was found"
+        assert broken(write(1, 2), odd, a=1) == {"wrong"}
 
 
 class TestCalls:
@@ -202,10 +216,11 @@ class TestHistory:
     def test_an_operation_is_read_as_it_was_recorded(self, tmp_path: Path) -> None:
         recorder = Recorder(tmp_path / "w", "w")
         recorder.ready()
-        with recorder.record("upsert", 8, sets={"k": 1, "l": None}) as record:
+        with recorder.record(Operation("w", "upsert", time.monotonic(), 8, sets={"k": 1, "l": None})) as record:
             recorder.stalled_s += 2
             record.operation.outcome, record.operation.seq = "ok", 17
-        with recorder.record("read", 8, level="Strong") as record:
+        recorder.notice("EndpointChanged", ("a", "a:1"), "down")
+        with recorder.record(Operation("w", "read", time.monotonic(), 8, level="Strong")) as record:
             record.operation.got = {"k": 1}
         recorder.close()
         upsert, read = self.recorded(tmp_path / "w").values()
@@ -214,14 +229,18 @@ class TestHistory:
         assert upsert.end is not None
         assert upsert.start <= upsert.end <= read.start
         assert (read.level, read.got, read.outcome) == ("Strong", {"k": 1}, "unknown")
+        (notice,) = notices([tmp_path / "w"])
+        assert (notice.client, notice.event, notice.about) == ("w", "EndpointChanged", ("a", "a:1"))
+        assert upsert.end <= notice.at <= read.start
 
     def test_an_operation_whose_process_was_killed_has_no_outcome(self, tmp_path: Path) -> None:
         recorder = Recorder(tmp_path / "w", "w")
-        recorder.record("upsert", 8, sets={"k": 1}).__enter__()
+        recorder.record(Operation("w", "upsert", 1.0, 8, sets={"k": 1})).__enter__()
         recorder.close()
         (op,) = load([tmp_path / "w"])
         assert (op.end, op.outcome, op.sure) == (None, "unknown", False)
 
     def test_violations_are_shown_a_few_of_each(self) -> None:
-        assert shown({"lost": [f"row {n}" for n in range(100)]}).splitlines()[:2] == ["lost: 100", "    row 0"]
-        assert len(shown({"lost": ["row"] * 100}).splitlines()) < 10
+        lines = shown(Violation("lost", f"row {n}") for n in range(100))
+        assert lines[:2] == ["lost: 100", "    row 0"]
+        assert len(lines) < 10
