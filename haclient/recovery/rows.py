@@ -4,7 +4,7 @@
         writer.add(page.columns.values())                      # FieldData, as a server answers
     file = writer.described("rows/...", partition)             # for the manifest
 
-    for batch in read_rows(store, path, shape):
+    for batch in read_rows(store, backup, file, shape):
         page = Page(from_arrow(shape, batch), shape.key)       # for row_hashes(page), rows_message(page, ...)
 
 Decision made here: what a file means is said by the collection's schema, which it carries; a file whose columns are not
@@ -30,7 +30,7 @@ from haclient.milvus.pages import stored
 from haclient.milvus.shape import DYNAMIC, Shape
 from haclient.recovery.cells import Codec, codec, fill, to_array
 from haclient.recovery.errors import BackupDamaged
-from haclient.recovery.manifest import FORMAT, RowsFile
+from haclient.recovery.manifest import FORMAT, File, RowsFile
 from haclient.recovery.store import Sink, Store
 
 #: Keys of the metadata of a file and of a column.
@@ -165,27 +165,47 @@ def write_rows(store: Store, path: str, shape: Shape) -> Iterator[RowsWriter]:
         rows.flush()
 
 
-def read_rows(store: Store, path: str, shape: Shape, *, max_bytes: int = 8 << 20) -> Iterator[pa.RecordBatch]:
+def read_rows(
+    store: Store, backup: str, file: RowsFile, shape: Shape, *, max_bytes: int = 8 << 20
+) -> Iterator[pa.RecordBatch]:
     """Read a file that `write_rows` wrote.
 
     Args:
         store: Where from.
-        path: Below the store's root.
+        backup: Name of the backup.
+        file: The file, as the manifest has it.
         shape: The collection.
         max_bytes: Most bytes of a batch, unless it is a single row.
 
     Raises:
-        BackupDamaged: It is missing, cannot be read, or has other columns than the collection.
+        BackupDamaged: It is missing, is not what was written, or has other columns than the collection.
     """
-    with store.open_read(path) as file:
+    with opened(store, backup, file) as found:
+        _check(shape, _arrow_schema(shape, _columns(shape)), found.schema_arrow)
+        for group in range(found.num_row_groups):
+            for batch in found.read_row_group(group).combine_chunks().to_batches():
+                yield from _split(batch, max_bytes)
+
+
+@contextmanager
+def opened(store: Store, backup: str, file: File) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of a backup; whatever is wrong with it names the file.
+
+    Raises:
+        BackupDamaged: It is missing, or is not what was written.
+    """
+    path = f"{backup}/{file.path}"
+    with store.open_checked(path, file.bytes, file.sha256) as copy:
         try:
-            opened = pq.ParquetFile(file)
-            _check(shape, _arrow_schema(shape, _columns(shape)), opened.schema_arrow)
-            for group in range(opened.num_row_groups):
-                for batch in opened.read_row_group(group).combine_chunks().to_batches():
-                    yield from _split(batch, max_bytes)
+            yield _counted(pq.ParquetFile(copy), file)
         except (pa.ArrowException, OSError, BackupDamaged) as error:
             raise BackupDamaged(f"{store.url}/{path} cannot be read: {error}") from error
+
+
+def _counted(found: pq.ParquetFile, file: File) -> pq.ParquetFile:
+    if found.metadata.num_rows != file.rows:
+        raise BackupDamaged(f"it has {found.metadata.num_rows} rows instead of {file.rows}")
+    return found
 
 
 def _split(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:

@@ -27,7 +27,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from haclient.errors import ConfigError
-from haclient.recovery.errors import StoreFailed
+from haclient.recovery.errors import BackupDamaged, StoreFailed
 
 #: Ending of files that are being written; one that is left behind was cut off.
 PART: Final = ".part"
@@ -186,18 +186,27 @@ class Store:
                 while block := file.read(8 * _BLOCK_BYTES):
                     stream.write(block)
 
-    def sha256(self, path: str) -> tuple[int, str]:
-        """Read a file through; returns its bytes and its SHA-256 in hexadecimal digits.
+    @contextmanager
+    def open_checked(self, path: str, size: int, sha256: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading once all of it is known to be what was written: a copy, so that it stays that.
 
         Raises:
-            FileNotFoundError: There is none.
+            BackupDamaged: It is not, or is missing.
         """
-        found, size = hashlib.sha256(), 0
-        with self.open_read(path) as file, self._failing("read", path):
-            while block := file.read(_BLOCK_BYTES):
-                found.update(block)
-                size += len(block)
-        return size, found.hexdigest()
+        with tempfile.TemporaryFile() as copy:
+            sink = Sink(copy)
+            try:
+                with self.open_read(path) as file, self._failing("read", path):
+                    while block := file.read(_BLOCK_BYTES):
+                        sink.write(block)
+            except FileNotFoundError:
+                raise BackupDamaged(f"{self.url}/{path} is missing") from None
+            if sink.size != size:
+                raise BackupDamaged(f"{self.url}/{path} has {sink.size} bytes instead of {size}")
+            if sink.sha256 != sha256:
+                raise BackupDamaged(f"{self.url}/{path} is not what was written: its SHA-256 is another one")
+            copy.seek(0)
+            yield copy
 
     def files(self, prefix: str = "") -> list[Stored]:
         """Return all files below a folder, sorted; none if there is no such folder."""
