@@ -87,6 +87,16 @@ class PrometheusListener:
         self._quarantined = counter("quarantined_total", "Requests seen to kill servers.", "method")
         self._alarms = counter("data_alarms_total", "Answers that smell of lost data.", "cluster", "endpoint")
         self._rejected = counter("config_rejected_total", "Changed configuration files that were wrong.")
+        self._log_trouble = counter("log_trouble_total", "Failures of the mutation log.")
+        self._standings = counter(
+            "standing_changes_total", "Changes of what a cluster is to the others.", "cluster", "standing"
+        )
+        self._reseeds_failed = counter(
+            "reseed_failures_total", "Clusters that could not be copied anew by themselves.", "cluster"
+        )
+        self._applies = gauge(
+            "applier_active", "Whether this process applies the mutation log to a cluster.", "cluster"
+        )
         self._state = gauge("endpoint_state", "1 for the state an endpoint is in.", "cluster", "endpoint", "state")
         self._lag = gauge("cluster_lag_entries", "Entries of the mutation log that a cluster lacks.", "cluster")
         self._lag_s = gauge(
@@ -124,6 +134,14 @@ class PrometheusListener:
                 self._alarms.labels(event.cluster, self._endpoint(event.endpoint)).inc()
             case events.ConfigRejected():
                 self._rejected.inc()
+            case events.LogTrouble():
+                self._log_trouble.inc()
+            case events.StandingChanged():
+                self._standings.labels(event.cluster, event.after).inc()
+            case events.ReseedFailed():
+                self._reseeds_failed.labels(event.cluster).inc()
+            case events.ApplierChanged():
+                self._applies.labels(event.cluster).set(event.active)
             case events.EndpointChanged():
                 self._set_state(event.cluster, event.endpoint, event.after)
             case events.ReadinessChanged():

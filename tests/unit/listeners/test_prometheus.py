@@ -136,6 +136,9 @@ def test_retrievals(registry, listener):
         (events.CallQuarantined(at=0.0, method="Search", collection="c", fingerprint="f", for_s=1.0), "quarantined", {"method": "Search"}),
         (events.DataAlarm(at=0.0, collection="c", reason="", **A), "data_alarms", A),
         (events.ConfigRejected(at=0.0, reason=""), "config_rejected", {}),
+        (events.LogTrouble(at=0.0, reason=""), "log_trouble", {}),
+        (events.StandingChanged(at=0.0, cluster="a", before="in_sync", after="away", reason=""), "standing_changes", {"cluster": "a", "standing": "away"}),
+        (events.ReseedFailed(at=0.0, cluster="a", reason=""), "reseed_failures", {"cluster": "a"}),
     ],
 )  # fmt: skip
 def test_counters(registry, listener, event, name, labels):
@@ -143,6 +146,13 @@ def test_counters(registry, listener, event, name, labels):
     listener(event)
     listener(event)
     assert registry.get_sample_value(f"haclient_{name}_total", labels) == 2
+
+
+def test_who_applies(registry, listener):
+    """The gauge is 1 from when this process begins to apply the log to a cluster until it ceases."""
+    for active in (True, False, True):
+        listener(events.ApplierChanged(at=0.0, cluster="a", active=active, reason=""))
+        assert registry.get_sample_value("haclient_applier_active", {"cluster": "a"}) == active
 
 
 def test_endpoint_is_in_one_state(registry, listener):
