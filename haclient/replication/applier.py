@@ -11,6 +11,7 @@ from typing import Final, final
 
 from haclient.errors import LogError
 from haclient.events import ApplierChanged, StandingChanged
+from haclient.replication.claims import SUPERSEDED, Former, Superseded
 from haclient.replication.log import Lease
 from haclient.replication.position import POSITION, Position, Standing
 from haclient.replication.shared import Shared
@@ -64,7 +65,8 @@ class Applier:
         ttl_s = shared.settings.lease_s
         while True:
             position = await self._position()
-            if position is None or position.standing not in (Standing.NEEDS_RESEED, Standing.RESEEDING):
+            waiting = position is not None and position.standing in (Standing.NEEDS_RESEED, Standing.RESEEDING)
+            if not waiting and not shared.superseded:
                 lease = await shared.log.acquire(APPLY + self._cluster, shared.name, ttl_s)
                 if lease is not None:
                     return lease
@@ -90,7 +92,10 @@ class Applier:
             await term.serve()
         except LeaseLost as lost:
             reason = str(lost)
-        except NeedsReseed as need:
+        except Superseded as later:
+            reason = shared.superseded = str(later)
+            await shared.log.put({SUPERSEDED: reason.encode()}, lease=lease)
+        except (NeedsReseed, Former) as need:
             reason = str(need)
             before, position.standing = position.standing, Standing.NEEDS_RESEED
             change = StandingChanged(

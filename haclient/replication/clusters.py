@@ -25,7 +25,7 @@ class Member:
         drained: The operator has taken it out: nothing is sent to it.
         flavour: What kind of server it runs.
         version: Its version, "" if it has not said.
-        asynchronous: It is configured to follow the others; what was decided since wins, see `sites`.
+        asynchronous: It is configured to follow the others; what was decided since wins, see `roles`.
     """
 
     name: str

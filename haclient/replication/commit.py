@@ -14,7 +14,15 @@ from typing import Final, TypeVar, final
 
 from haclient.acknowledge import Ack
 from haclient.call import Method
-from haclient.errors import DeadlineExceeded, LogError, LogFull, LogUnavailable, Unavailable, WriteNotConfirmed
+from haclient.errors import (
+    DeadlineExceeded,
+    LogError,
+    LogFull,
+    LogUnavailable,
+    Unavailable,
+    WriteNotConfirmed,
+    WriteRefused,
+)
 from haclient.replication.log import Mutation, Stream
 from haclient.replication.past import Past
 from haclient.replication.shared import Shared
@@ -80,9 +88,12 @@ class Commit:
 
         Raises:
             Unavailable: Nothing was appended.
+            WriteRefused: Nothing was, and never will be: another log has taken this one's place.
             WriteNotConfirmed: They may have been.
         """
         shared, name = self._shared, f"{call.method.name} {stream[1]}".rstrip()
+        if shared.superseded:
+            raise WriteRefused(f"{name}: not written. {shared.superseded}.")
         draw = shared.rng.randbytes
         listed = [Mutation(draw(16), method, stream, message, call.database) for method, message in requests]
         await self._room(name, call.deadline)

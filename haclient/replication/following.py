@@ -8,15 +8,53 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, final
 
-from haclient.errors import LogError
+from haclient.errors import LogError, LogTrimmed
 from haclient.events import AsyncLagging, SiteChanged
+from haclient.replication.log import MutationLog
+from haclient.replication.position import Position, Standing
 from haclient.replication.shared import Shared
-from haclient.replication.sites import Lag, lag
 
 #: Time between two looks, seconds.
 _LOOK_S: Final = 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a cluster is behind the log.
+
+    Attributes:
+        entries: Entries up to which it lacks some.
+        seconds: Age of the oldest entry that it lacks, by the clock of who wrote it; infinite if the log no longer
+            holds it, or the cluster is to be copied anew.
+    """
+
+    entries: int = 0
+    seconds: float = 0.0
+
+
+async def lag(log: MutationLog, position: Position, head: int, now: float) -> Lag:
+    """Find out how far a cluster is behind.
+
+    Args:
+        log: The mutation log.
+        position: The cluster's.
+        head: End of the log.
+        now: Time of day, seconds since 1970.
+    """
+    entries = max(head - position.low, 0)
+    if position.standing in (Standing.NEEDS_RESEED, Standing.RESEEDING):
+        return Lag(entries, float("inf"))
+    if not entries:
+        return Lag()
+    try:
+        oldest = await log.read(position.low, limit=1, bodies=False)
+    except LogTrimmed:
+        return Lag(entries, float("inf"))
+    return Lag(entries, max(now - oldest[0].at, 0.0)) if oldest else Lag()
 
 
 @final

@@ -43,6 +43,11 @@ async def note(log: MutationLog, stream: Stream, seq: int, method: str) -> None:
             return
 
 
+def loaded(stream: Stream) -> tuple[str, bytes]:
+    """Return the note, as a fact, that a collection is to be loaded from the beginning of the log."""
+    return f"{LOADED}{stream[0]}/{stream[1]}", orjson.dumps({"seq": 0, "loaded": True})
+
+
 async def restore(log: MutationLog, clusters: Clusters, cluster: str, position: Position) -> None:
     """Load on a cluster what is to be loaded, as far as it has come, and is not.
 

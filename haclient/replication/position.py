@@ -64,7 +64,7 @@ class Position:
             Whoever takes over has to let them come to rest.
         epoch: Epoch of the lease of whoever wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
-        follows: It begins only what a cluster that counts has, and says so before it goes on otherwise; see `sites`.
+        follows: It begins only what a cluster that counts has, and says so before it goes on otherwise; see `roles`.
         marked: What ``low`` was when the cluster's own mark was last written into it; see `watermark.lost`.
     """
 

@@ -28,7 +28,7 @@ import orjson
 from haclient.replication.clusters import Member
 from haclient.replication.log import Fact, MutationLog, Stream
 from haclient.replication.position import POSITION, Position, Standing, read_positions
-from haclient.replication.sites import SITES, read_roles
+from haclient.replication.roles import ROLES, read_roles
 
 #: Facts: one for each entry that some cluster has refused.
 REFUSED: Final = "refused/"
@@ -160,7 +160,7 @@ async def refuse(
         if value == before:
             return verdict
         expect = {f"{REFUSED}{seq}": known.version if known is not None else 0}
-        expect[SITES] = roles.version
+        expect[ROLES] = roles.version
         expect |= {f"{POSITION}{name}": facts[f"{POSITION}{name}"].version for name in relied}
         if await log.put({f"{REFUSED}{seq}": value}, expect=expect):
             return verdict

@@ -19,6 +19,7 @@ from haclient.milvus.status import Flavour
 from haclient.replication.adopt import Adoption
 from haclient.replication.applier import Applier
 from haclient.replication.catalog import Catalog
+from haclient.replication.claims import claim_of, superseded_by
 from haclient.replication.clusters import Clusters
 from haclient.replication.commit import Commit
 from haclient.replication.decisions import OPERATOR
@@ -31,8 +32,8 @@ from haclient.replication.progress import Progress
 from haclient.replication.recent import Recent
 from haclient.replication.refusals import REFUSED, forgotten, void_entries
 from haclient.replication.reseed import reseed
+from haclient.replication.roles import SITE, Roles
 from haclient.replication.shared import Shared, Stamp
-from haclient.replication.sites import read_roles
 from haclient.replication.timing import Backoff, lasting
 from haclient.replication.verify import Verifier
 from haclient.replication.writer import Writer
@@ -197,7 +198,8 @@ class Replicator:
         applying = any(applier.term is not None for applier in self._appliers.values())
         asked_at = await self._read_entries(applying)
         positions = read_positions(await shared.log.facts(POSITION), self._names())
-        shared.roles = await read_roles(shared.log)
+        site = await shared.log.facts(SITE)
+        shared.roles, shared.claim, shared.superseded = Roles.of(site), claim_of(site), superseded_by(site)
         # Read after the positions and known before them: a cluster that has passed over an entry has not applied it.
         shared.void.update(void_entries(await shared.log.facts(REFUSED)))
         for name, position in positions.items():

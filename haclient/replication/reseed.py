@@ -24,6 +24,7 @@ import orjson
 from haclient.config.replication import Replication
 from haclient.errors import CallError, ConfigError, LogTrimmed
 from haclient.milvus import structure, watermarks
+from haclient.replication.claims import claim_of, fence_s
 from haclient.replication.clusters import Clusters
 from haclient.replication.copy import Copier, Place
 from haclient.replication.donor import caught_up, choose
@@ -32,6 +33,7 @@ from haclient.replication.hold import WAITING, Hold, held, position_of
 from haclient.replication.log import BARRIER, MutationLog, Stream
 from haclient.replication.pause import PAUSE
 from haclient.replication.position import Parked, Position, Standing
+from haclient.replication.roles import SITE
 from haclient.replication.site import Site, SiteFailed
 from haclient.replication.survey import Survey
 
@@ -180,7 +182,7 @@ class _Reseeding:
             await self._begin(await choose(self._log, self._clusters, self._cluster, donor))
         if unclean_s:
             await self._target.rest(max(self._settings.settle_s, unclean_s))
-        await self._target.change(structure.drop_collection(watermarks.COLLECTION, ""), "")
+        await self._take()
         try:
             await self._copy_all()
             await self._finish()
@@ -191,6 +193,16 @@ class _Reseeding:
             ) from error
         self._tell()
         return self._advance
+
+    async def _take(self) -> None:
+        """Have the cluster forget how far it had come, and belong to this log and to no former one."""
+        taking = claim_of(await self._log.facts(SITE)).take()
+        for request in taking:
+            await self._target.change(request, "")
+        if taking:
+            await asyncio.sleep(fence_s(self._settings.watermark_s))
+        for request in (structure.drop_collection(watermarks.COLLECTION, ""), *taking):
+            await self._target.change(request, "")
 
     # Beginning, or going on.
 

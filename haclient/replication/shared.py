@@ -11,12 +11,13 @@ from typing import final
 from haclient.config.replication import Replication
 from haclient.events import EventBus, LogTrouble
 from haclient.milvus.status import Flavour
+from haclient.replication.claims import FIRST, Claim
 from haclient.replication.clusters import Clusters, Member
 from haclient.replication.log import Mutation, MutationLog, Stream
 from haclient.replication.progress import Progress
 from haclient.replication.recent import Recent
 from haclient.replication.refusals import Refusal
-from haclient.replication.sites import Roles
+from haclient.replication.roles import Roles
 
 #: Finds the timestamp of its own from which on a cluster shows a mutation that it has carried out; 0 if no read needs
 #: one, None if it cannot be told. Takes the cluster, the mutation, the reply and the kind of server.
@@ -43,6 +44,8 @@ class Shared:
         decided: Clusters about which the operator has decided something.
         void: Entries that nobody applies, with what the user is told.
         roles: What was decided about who counts.
+        claim: Which log this is.
+        superseded: Why nothing may be written to the log any more, "" if something may.
     """
 
     settings: Replication
@@ -59,6 +62,8 @@ class Shared:
     decided: set[str] = field(default_factory=set)
     void: dict[int, Refusal] = field(default_factory=dict)
     roles: Roles = field(default_factory=Roles)
+    claim: Claim = FIRST
+    superseded: str = ""
 
     def counted(self) -> list[Member]:
         """Return the clusters that count: not those that follow."""

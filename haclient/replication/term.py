@@ -15,6 +15,7 @@ from haclient.errors import CallError, LogTrimmed, LogUnavailable
 from haclient.events import StandingChanged
 from haclient.milvus import messages
 from haclient.replication.applying import Applying
+from haclient.replication.claims import Guard
 from haclient.replication.clusters import Member
 from haclient.replication.decisions import decisions
 from haclient.replication.loads import restore
@@ -72,6 +73,7 @@ class Term:
         self._backoff = Backoff(shared.rng)
         settings = shared.settings
         self._watermark = Watermark(cluster, shared.clusters, settings.apply_timeout_s, shared.wall)
+        self._guard = Guard(cluster, shared, self.wake)
         self._loss = LossCheck(cluster, shared.clusters)
         self._whole = False
         self._wake = asyncio.Event()
@@ -148,6 +150,7 @@ class Term:
                 group.create_task(self._save())
                 group.create_task(self._mark())
                 group.create_task(self._drive())
+                group.create_task(self._guard.run())
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
@@ -184,7 +187,7 @@ class Term:
 
     def _may_begin(self) -> bool:
         busy = self._trouble or self._closing or self._loading
-        return not (busy or self.member().drained) and self.holds()
+        return not (busy or self.member().drained) and self.holds() and self._guard.holds()
 
     async def _feed(self) -> bool:
         """Read further entries; returns whether there were any."""
@@ -310,12 +313,12 @@ class Term:
     async def _mark(self) -> None:
         """Write into the cluster how far it is, once it is known to have what its last mark says."""
         while True:
-            if not self._trouble and self.holds():
+            if not self._trouble and self.holds() and self._guard.holds():
                 if not self._whole:
                     self._whole = await self._loss.look(self.position) and await self._load()
                     if self._loss.convinced:
                         await self._surely(self._go_back)
-                elif await self._watermark.write(self.position, self._shared.progress.head):
+                elif await self._watermark.write(self.position, self._shared.progress.head, self._shared.claim):
                     self._dirty.set()
             await asyncio.sleep(self._shared.settings.watermark_s)
 
@@ -358,7 +361,7 @@ class Term:
                 await self._surely(self._write)
             except LeaseLost:
                 return False
-        return self.holds()
+        return self.holds() and self._guard.holds()
 
     def _rest_s(self) -> float:
         """Return how long the cluster may still work on what it was sent, seconds."""

@@ -20,6 +20,7 @@ from haclient.errors import CallError
 from haclient.milvus import watermarks
 from haclient.milvus.messages import Request
 from haclient.milvus.watermarks import Row
+from haclient.replication.claims import FIRST, Claim, is_claim
 from haclient.replication.clusters import Clusters, Outcome
 from haclient.replication.log import BARRIER, Entry, Mutation
 from haclient.replication.position import Parked, Position, Standing, stream_of, text_of
@@ -79,18 +80,21 @@ class Watermark:
         #: What is there, None for a row that is to be written anew; None if that is not known.
         self._written: dict[str, Row | None] | None = None
 
-    async def write(self, position: Position, head: int) -> bool:
+    async def write(self, position: Position, head: int, claim: Claim = FIRST) -> bool:
         """Write how far the cluster is: what has changed, and that somebody still writes.
 
         Args:
             position: The cluster's; its ``marked`` is set when the mark is written.
             head: End of the log.
+            claim: The log that the cluster belongs to.
 
         Returns:
             Whether it was written; if not, the next one says all.
         """
         at = int(self._wall() * _MILLISECONDS)
         low, rows = position.low, rows_of(position, head, at)
+        if claim.generation:
+            rows.append(claim.row())
         if at >= self._loaded_at + _LOAD_EVERY_S * _MILLISECONDS:
             for request in watermarks.make():
                 await self._deliver(request)  # what is there already may be refused
@@ -114,7 +118,7 @@ class Watermark:
             found = await _rows(self._cluster, self._clusters, self._timeout_s, fresh=True)
         except (CallError, ValueError):
             return {}
-        return dict.fromkeys(row.stream for row in found)
+        return dict.fromkeys(row.stream for row in found if not is_claim(row))
 
     async def _deliver(self, request: Request) -> bool:
         delivery = await self._clusters.deliver(self._cluster, request.method, request.message, "", self._timeout_s)
@@ -163,6 +167,8 @@ def mark_of(rows: Sequence[Row]) -> Mark | None:
     if own.stamp:
         position.timestamps[BARRIER] = own.stamp
     for text, row in known.items():
+        if is_claim(row):
+            continue
         stream = stream_of(text)
         if row.low < 0:
             position.parked[stream] = Parked(row.seq + 1, "")

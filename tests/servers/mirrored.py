@@ -40,16 +40,24 @@ class Mirrored:
         uris: One endpoint per cluster.
         settings: Further keys of ``[replication]``.
         logged: Whether there is a log at all.
+        asynchronous: Clusters at another site.
     """
 
     def __init__(
-        self, folder: Path, uris: Mapping[str, str], settings: Mapping[str, Any] | None = None, *, logged: bool = True
+        self,
+        folder: Path,
+        uris: Mapping[str, str],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        logged: bool = True,
+        asynchronous: Sequence[str] = (),
     ) -> None:
         self.uris = dict(uris)
         self.file = folder / "haclient.toml"
         lines = []
         for name, uri in uris.items():
-            lines += ["[[cluster]]", f'name = "{name}"', f'endpoints = ["{uri}"]', ""]
+            lines += ["[[cluster]]", f'name = "{name}"', f'endpoints = ["{uri}"]']
+            lines += ["asynchronous = true", ""] if name in asynchronous else [""]
         if logged:
             more = {"mode": "mirror", "log": str(folder / "mutations.log"), **(settings or {})}
             lines += ["[replication]", *(f"{key} = {json.dumps(value)}" for key, value in more.items())]

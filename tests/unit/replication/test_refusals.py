@@ -8,7 +8,7 @@ from haclient.replication.clusters import Member
 from haclient.replication.log import Stream
 from haclient.replication.position import POSITION, Parked, Position, Standing
 from haclient.replication.refusals import REFUSED, Refusal, Verdict, forgotten, refuse, settle, void_entries
-from haclient.replication.sites import decided
+from haclient.replication.roles import decided
 from tests.servers.memory_log import MemoryLog, MemoryStore
 from tests.virtual_time import run
 

@@ -14,13 +14,13 @@ from typing import Final, final
 
 import orjson
 
-from haclient.errors import LogTrimmed
 from haclient.replication.clusters import Member
 from haclient.replication.log import Fact, MutationLog
-from haclient.replication.position import Position, Standing
 
+#: Facts about the site that this log is at: this one, and those of `claims`.
+SITE: Final = "site/"
 #: The fact that says who follows.
-SITES: Final = "sites"
+ROLES: Final = f"{SITE}roles"
 
 
 @final
@@ -45,52 +45,17 @@ class Roles:
         return [member for member in members if not self.follows(member)]
 
     @classmethod
-    def of(cls, fact: Fact | None) -> Roles:
+    def of(cls, facts: Mapping[str, Fact]) -> Roles:
         """Read the fact."""
+        fact = facts.get(ROLES)
         return cls() if fact is None else cls(orjson.loads(fact.value), fact.version)
 
 
 async def read_roles(log: MutationLog) -> Roles:
     """Return what was decided last."""
-    return Roles.of((await log.facts(SITES)).get(SITES))
+    return Roles.of(await log.facts(ROLES))
 
 
 def decided(members: Iterable[Member], counted: Collection[str]) -> dict[str, bytes | None]:
     """Return the change by which exactly these clusters count, and all others follow."""
-    return {SITES: orjson.dumps({member.name: member.name not in counted for member in members})}
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far a cluster is behind the log.
-
-    Attributes:
-        entries: Entries up to which it lacks some.
-        seconds: Age of the oldest entry that it lacks, by the clock of who wrote it; infinite if the log no longer
-            holds it, or the cluster is to be copied anew.
-    """
-
-    entries: int = 0
-    seconds: float = 0.0
-
-
-async def lag(log: MutationLog, position: Position, head: int, now: float) -> Lag:
-    """Find out how far a cluster is behind.
-
-    Args:
-        log: The mutation log.
-        position: The cluster's.
-        head: End of the log.
-        now: Time of day, seconds since 1970.
-    """
-    entries = max(head - position.low, 0)
-    if position.standing in (Standing.NEEDS_RESEED, Standing.RESEEDING):
-        return Lag(entries, float("inf"))
-    if not entries:
-        return Lag()
-    try:
-        oldest = await log.read(position.low, limit=1, bodies=False)
-    except LogTrimmed:
-        return Lag(entries, float("inf"))
-    return Lag(entries, max(now - oldest[0].at, 0.0)) if oldest else Lag()
+    return {ROLES: orjson.dumps({member.name: member.name not in counted for member in members})}
