@@ -132,7 +132,7 @@ def _cells(column: Any, count: int, valid: list[bool]) -> Block | list[bytes]:
     data = getattr(column.scalars, kind).data
     if kind in _NUMBERS:
         numbers = np.array(data, dtype=_NUMBERS[kind])
-        return _spread(numbers.view(np.uint8).reshape(len(numbers), -1), count, valid)
+        return _spread(numbers.view(np.uint8).reshape(-1, numbers.itemsize), count, valid)
     cells: list[bytes]
     if kind == "json_data":
         cells = _documents(data, b"{}" if column.field_name == DYNAMIC else b"null")
@@ -149,7 +149,7 @@ def _vectors(vectors: Any, count: int, valid: list[bool]) -> Block | list[bytes]
         return _fill([_sparse(row) for row in vectors.sparse_float_vector.contents], count, valid)
     if kind == "float_vector":
         rows = float_rows(vectors)
-        return _spread(rows.view(np.uint8).reshape(len(rows), -1), count, valid)
+        return _spread(rows.view(np.uint8).reshape(len(rows), 4 * rows.shape[1]), count, valid)
     if kind in _BITS:
         data = np.frombuffer(getattr(vectors, kind), np.uint8)
         return _spread(data.reshape(-1, max(vectors.dim * _BITS[kind] // 8, 1)), count, valid)

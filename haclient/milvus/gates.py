@@ -126,7 +126,10 @@ _CALLS: Final[dict[str, tuple[_Version, bool]]] = {
     ),
     **dict.fromkeys(("SetRLSPrincipalTags", "DeleteRLSPrincipalTags"), ((3, 0), False)),
 }
+#: Property of an auto_id collection that takes keys when they are given.
+ALLOW_KEYS: Final = "allow_insert_auto_id"
 _BARE_JSON: Final = _Need("a JSON value that is no object", (2, 4), False)
+_GIVEN_KEYS: Final = _Need("keys given for a collection that makes its own", (2, 6), False)
 
 
 def problems(method: Method, message: bytes, versions: Mapping[str, tuple[Flavour, str]]) -> list[str]:
@@ -150,6 +153,14 @@ def bare_json(versions: Mapping[str, tuple[Flavour, str]]) -> list[str]:
     Measured: 2.3.5 takes objects and null only; Lite refuses null and loses its way over numbers.
     """
     return _lacking(_BARE_JSON, versions)
+
+
+def given_keys(versions: Mapping[str, tuple[Flavour, str]]) -> list[str]:
+    """Say which clusters take no keys for an auto_id collection, not even with `ALLOW_KEYS`, as `problems` does.
+
+    Measured: 2.3.5 refuses them. Lite takes them, and may make the same ones again later.
+    """
+    return _lacking(_GIVEN_KEYS, versions)
 
 
 def _lacking(need: _Need, versions: Mapping[str, tuple[Flavour, str]]) -> list[str]:

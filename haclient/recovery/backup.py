@@ -10,7 +10,6 @@ Decisions made here:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -24,7 +23,7 @@ from haclient.recovery.manifest import Database, Manifest
 from haclient.recovery.source import Fleet
 from haclient.recovery.store import Store
 from haclient.recovery.tail import log_id, write_tail
-from haclient.recovery.threads import in_thread
+from haclient.recovery.threads import at_once, in_thread
 from haclient.replication.donor import caught_up, choose
 from haclient.replication.hold import position_of
 from haclient.replication.keep import KEPT, keep
@@ -227,19 +226,12 @@ class _Full:
 
     async def _each(self, todo: Collection[Stream], work: Callable[[Place], Awaitable[None]]) -> None:
         """Do something with collections, several at once."""
-        permits = asyncio.Semaphore(self._task.workers)
 
-        async def one(place: Place) -> None:
-            async with permits:
-                await work(place)
+        async def one(stream: Stream) -> None:
+            await work(self._places[stream])
             self._tell()
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for stream in sorted(todo):
-                    group.create_task(one(self._places[stream]))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        await at_once(one, sorted(todo), self._task.workers)
 
     async def _read(self, place: Place) -> None:
         log = self._fleet.log

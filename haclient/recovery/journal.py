@@ -14,12 +14,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from haclient.milvus.digest import Digest
 from haclient.recovery.errors import BackupError
-from haclient.recovery.manifest import MANIFEST, Collection, RowsFile
+from haclient.recovery.manifest import MANIFEST, PROGRESS, Collection, RowsFile
 from haclient.recovery.store import Store
 from haclient.replication.log import Stream
 
-_HEAD: Final = "journal.json"
-_PLACES: Final = "journal"
+_HEAD: Final = f"{PROGRESS}/backup.json"
+_PLACES: Final = f"{PROGRESS}/collections"
 
 
 class _Part(BaseModel):

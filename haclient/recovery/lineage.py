@@ -16,6 +16,7 @@ from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient.milvus import batch, ddl, structure
 from haclient.milvus.shape import parse
+from haclient.milvus.status import Flavour
 from haclient.milvus.structure import DEFAULT_PARTITION, Index
 from haclient.recovery.latest import Latest
 from haclient.recovery.manifest import Collection, Manifest
@@ -80,12 +81,15 @@ class Lineage:
     Attributes:
         databases: Names of the databases.
         aliases: The collection that each alias stands for, by database and alias.
+        notes: What cannot be restored as it was.
     """
 
     def __init__(self, full: Manifest) -> None:
         self.databases = {one.name for one in full.databases}
         self.aliases: dict[Stream, Life] = {}
+        self.notes: list[str] = []
         self._number = 0
+        self._from_lite = any(text.startswith(Flavour.LITE.value) for text in full.source.values())
         #: Who has borne a name, each from behind an entry on.
         self._bearers: dict[Stream, list[tuple[int, Life | None]]] = {}
         for one in full.collections:
@@ -169,11 +173,22 @@ class Lineage:
         partitions = {DEFAULT_PARTITION, *(copy.partitions if copy is not None else ())}
         life = Life(self._number, stream, copy, created, key, divided, partitions)
         if copy is not None:
-            indexes = [Index(one.name, one.field, tuple(sorted(one.params.items()))) for one in copy.indexes]
-            life.indexes = {(one.field, one.name): one for one in indexes}
+            for part in copy.indexes:
+                index = Index(part.name, part.field, tuple(sorted(part.params.items())))
+                life.indexes[part.field, part.name] = self._told(index, copy.name) if self._from_lite else index
             life.replicas = max(copy.replicas, 1) if copy.loaded else 0
         self._bear(stream, seq, life)
         return life
+
+    def _told(self, index: Index, collection: str) -> Index:
+        """Return the index to make in place of one of milvus-lite."""
+        told = structure.untold(index)
+        if told != index and "AUTOINDEX" in dict(told.params).values():
+            self.notes.append(
+                f"{collection}.{index.field}: AUTOINDEX in place of {dict(index.params)['index_type']}, since "
+                "milvus-lite does not tell the parameters of an index"
+            )
+        return told
 
     def _bear(self, stream: Stream, seq: int, life: Life | None) -> None:
         """Note who bears a name from behind an entry on."""

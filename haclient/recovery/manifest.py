@@ -35,7 +35,7 @@ FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
 #: What the job that writes the backup notes for one that goes on with it; it is no part of the backup.
-PROGRESS: Final = "progress.json"
+PROGRESS: Final = "progress"
 #: In a folder that is being deleted, until all else is gone.
 DELETING: Final = "deleting"
 
@@ -265,13 +265,13 @@ def finish(store: Store, manifest: Manifest) -> None:
     A job that is cut off in here finds what it noted (`PROGRESS`), or a manifest.
     """
     data = manifest.model_dump_json(indent=1).encode()
-    named = {f"{manifest.id}/{path}" for path in (PROGRESS, *(file.path for file in manifest.files()))}
+    named = {f"{manifest.id}/{file.path}" for file in manifest.files()}
     for stored in store.files(manifest.id):
-        if stored.path not in named:
+        if stored.path not in named and not stored.path.startswith(f"{manifest.id}/{PROGRESS}/"):
             store.delete(stored.path)
     store.write(f"{manifest.id}/{SUMS}", _sums(manifest, data))
     store.write(f"{manifest.id}/{MANIFEST}", data)
-    store.delete(f"{manifest.id}/{PROGRESS}")
+    store.delete_folder(f"{manifest.id}/{PROGRESS}")
 
 
 def read_manifest(store: Store, backup: str) -> Manifest:

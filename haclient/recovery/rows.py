@@ -82,6 +82,14 @@ def from_arrow(shape: Shape, batch: pa.RecordBatch) -> list[Any]:
     return made
 
 
+def null_column(field: Any, count: int) -> Any:
+    """Return a column (``FieldData``) that is null in all of so many rows, in the form of writes."""
+    column = schema_pb2.FieldData(field_name=field.name, type=field.data_type)
+    part = codec(field)
+    fill(column, part, pa.nulls(count, part.type), nullable=True)
+    return column
+
+
 @final
 class RowsWriter:
     """A file of rows that is being written; made by `write_rows`.

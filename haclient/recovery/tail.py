@@ -6,7 +6,7 @@ out are the contents of what no cluster has carried out, and of what is about us
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -17,7 +17,7 @@ from haclient.recovery import journal, manifest
 from haclient.recovery.journal import Head, Journal
 from haclient.recovery.lineage import VOID
 from haclient.recovery.manifest import LogFile, Manifest, log_path
-from haclient.recovery.segments import SegmentWriter
+from haclient.recovery.segments import write_segment
 from haclient.recovery.source import Fleet
 from haclient.recovery.store import Store
 from haclient.recovery.threads import in_thread
@@ -30,6 +30,8 @@ from haclient.replication.refusals import REFUSED, Refusal, void_entries
 _NAME: Final = "backup/log"
 #: Bytes of messages that are gathered to one file.
 _FILE_BYTES: Final = 32 << 20
+#: Entries that are read, and later on are in memory, together.
+_AT_ONCE: Final = 256
 
 
 async def log_id(log: MutationLog, fleet: Fleet) -> str:
@@ -50,13 +52,13 @@ async def write_tail(log: MutationLog, store: Store, backup: str, after: int, th
     void = void_entries(await log.facts(REFUSED))
     files: list[LogFile] = []
     while after < through:
-        gathered: list[Entry] = []
+        gathered: list[list[Entry]] = []
         size = 0
         while after < through and size < _FILE_BYTES:
-            for entry in await log.read(after, limit=min(256, through - after)):
-                gathered.append(_told(entry, void))
-                size += entry.size
-                after = entry.seq
+            entries = await log.read(after, limit=min(_AT_ONCE, through - after))
+            gathered.append([_told(entry, void) for entry in entries])
+            size += sum(entry.size for entry in entries)
+            after = entries[-1].seq
         files.append(await in_thread(_write, store, backup, log_path(len(files)), gathered))
     return files
 
@@ -68,13 +70,11 @@ def _told(entry: Entry, void: Mapping[int, Refusal]) -> Entry:
     return replace(entry, mutation=replace(entry.mutation, method=VOID, message=b""), size=0)
 
 
-def _write(store: Store, backup: str, path: str, entries: list[Entry]) -> LogFile:
-    with store.open_write(f"{backup}/{path}") as sink:
-        with SegmentWriter(sink) as writer:
-            writer.add(entries)
-    return LogFile(
-        path=path, rows=writer.rows, bytes=sink.size, sha256=sink.sha256, first=writer.first, last=writer.last
-    )
+def _write(store: Store, backup: str, path: str, entries: Sequence[Sequence[Entry]]) -> LogFile:
+    with write_segment(store, f"{backup}/{path}") as writer:
+        for some in entries:
+            writer.add(some)
+    return writer.described(path)
 
 
 async def incremental(store: Store, fleet: Fleet, keep_s: float) -> Manifest | None:
