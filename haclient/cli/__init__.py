@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 
 from haclient import __version__, status_table
-from haclient.cli import drill, planning, replication, sites
+from haclient.cli import drill, planning, recovery, replication, sites
 from haclient.cli.common import NOT_WELL, OK, ConfigOption, fail
 from haclient.config import Config
 from haclient.config.replication import Replication
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 planning.register(app)
 replication.register(app)
+recovery.register(app)
 sites.register(app)
 drill.register(app)
 

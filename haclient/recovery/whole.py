@@ -7,7 +7,7 @@ number of rows is compared.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from pymilvus.grpc_gen import schema_pb2
 
