@@ -251,9 +251,9 @@ class Store:
         """Say which file of which storage an error is about."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except (OSError, pa.ArrowException) as error:
+            if isinstance(error, FileNotFoundError) and what in ("read", "delete"):
+                raise
             raise StoreFailed(f"cannot {what} {path or 'the root'} at {self.url}: {error}") from error
 
 
