@@ -6,6 +6,7 @@ drawn from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
@@ -55,13 +56,19 @@ class Series:
 
     Attributes:
         scenario: Which one.
-        trials: Figures of those that were carried out.
-        broken: Those that were not.
+        recorded: Those of its trials that were carried out.
+        trials: Their figures.
+        broken: The trials that were not carried out.
     """
 
     scenario: Scenario
+    recorded: tuple[Trial, ...]
     trials: tuple[TrialFigures, ...]
     broken: tuple[Broken, ...]
+
+    def worst(self) -> int | None:
+        """Return which trial hurt callers most, by calls that were not good, then by time; None without a trial."""
+        return max(range(len(self.trials)), key=lambda number: _hurt(self.trials[number]), default=None)
 
     def times(self) -> list[Times]:
         """Return the times that there are figures of, for a table."""
@@ -82,15 +89,15 @@ class Series:
 
 def series(scenario: Scenario, trials: Iterable[Trial]) -> Series:
     """Draw the figures of all trials of a scenario."""
-    good: list[TrialFigures] = []
+    recorded: list[Trial] = []
     broken: list[Broken] = []
     for trial in trials:
         reason = _nothing_proved(scenario, trial)
         if reason:
             broken.append(Broken(trial.seed, reason))
         else:
-            good.append(figures(trial))
-    return Series(scenario, tuple(good), tuple(broken))
+            recorded.append(trial)
+    return Series(scenario, tuple(recorded), tuple(map(figures, recorded)), tuple(broken))
 
 
 def _nothing_proved(scenario: Scenario, trial: Trial) -> str:
@@ -101,3 +108,15 @@ def _nothing_proved(scenario: Scenario, trial: Trial) -> str:
     if len(trial.faults) < len(scenario.fault):
         return f"{len(trial.faults)} of {len(scenario.fault)} faults happened"
     return ""
+
+
+def _hurt(trial: TrialFigures) -> tuple[float, ...]:
+    never = math.inf
+    times = [trial.rto_s("reads"), trial.rto_s("writes")]
+    return (
+        trial.lost or 0,
+        trial.failed["reads"] + trial.stale,
+        trial.failed["writes"],
+        max(never if time is None else time for time in times),
+        max(trial.slowest_s("reads") or 0.0, trial.slowest_s("writes") or 0.0),
+    )

@@ -7,15 +7,14 @@ trials, and for how long; what was not looked at is said to be so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
-from typing import Final
+from collections.abc import Iterator
 
-from haclient.drill.figures import Side
+from haclient.drill.figures import Side, longest
 from haclient.drill.intervals import spread, upper_bound
 from haclient.drill.series import Series
 
 #: Reasons of broken trials that are told at length.
-_TOLD: Final = 3
+_TOLD = 3
 
 
 def seconds(time: float | None) -> str:
@@ -30,13 +29,17 @@ def seconds(time: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share so that only 1 is 100 %."""
+    """Write a share, rounded down so that only 1 is 100 %, with as many digits as there are nines to tell apart."""
     if share is None:
         return "–"
-    if share in (0, 1):
-        return f"{share:.0%}".replace("%", " %")
-    text = f"{math.floor(share * 1e5) / 1e3:.3f}".rstrip("0").rstrip(".")
-    return f"{text} %"
+    digits = 1 if share < 0.99 else 3
+    text = f"{math.floor(round(share * 10 ** (digits + 2), 6)) / 10**digits:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.')} %"
+
+
+def rate(bound: float) -> str:
+    """Write the upper bound of a rate."""
+    return f"{bound * 100:.1f} %"
 
 
 def many(number: int, one: str, more: str = "") -> str:
@@ -48,9 +51,10 @@ def tell(seen: Series) -> str:
     """Say in a few sentences what a series of trials showed."""
     if not seen.trials:
         return " ".join(["No trial was carried out, so nothing was shown.", *_broken(seen)])
-    parts = [*_side(seen, "reads"), *_side(seen, "writes"), *_loss(seen)]
-    first = f"In {many(len(seen.trials), 'trial')} of “{seen.scenario.title}”: {'; '.join(parts)}."
-    return " ".join([first, *_noticed(seen), *_sureness(seen), *_broken(seen)])
+    parts = ["; ".join(part) for part in (_side(seen, "reads"), _side(seen, "writes"), _loss(seen))]
+    first, *others = [part for part in parts if part]
+    told = [f"In {many(len(seen.trials), 'trial')}, {first}.", *(f"{part[0].upper()}{part[1:]}." for part in others)]
+    return " ".join([*told, *_noticed(seen), *_sureness(seen), *_broken(seen)])
 
 
 def _side(seen: Series, side: Side) -> Iterator[str]:
@@ -60,15 +64,14 @@ def _side(seen: Series, side: Side) -> Iterator[str]:
         return
     hit = [trial for trial in trials if trial.failed[side]]
     if hit:
-        failed = sum(trial.failed[side] for trial in hit)
+        failed, calls = sum(trial.failed[side] for trial in hit), sum(trial.calls(side) for trial in trials)
         what = {"reads": "failed or were wrong", "writes": "failed or were not confirmed"}[side]
-        yield f"{failed:,} of {many(sum(t.calls(side) for t in trials), side[:-1])} {what}, in {_of(hit, trials)}"
+        yield f"{failed:,} of {many(calls, side[:-1])} {what}{_share(len(hit), len(trials))}"
         yield from _back(seen, side)
     else:
         yield f"no {side[:-1]} failed"
-        slowest = [slow for trial in trials if (slow := trial.slowest_s(side)) is not None]
-        done = {"reads": "answered", "writes": "confirmed"}[side]
-        yield f"the slowest was {done} after {seconds(max(slowest))}"
+        slowest = max(slow for trial in trials if (slow := trial.slowest_s(side)) is not None)
+        yield f"the slowest was {'answered' if side == 'reads' else 'confirmed'} after {seconds(slowest)}"
     if side == "reads":
         if wrong := sum(trial.wrong for trial in trials):
             yield f"{many(wrong, 'answer was', 'answers were')} wrong"
@@ -76,55 +79,58 @@ def _side(seen: Series, side: Side) -> Iterator[str]:
             yield f"{many(stale, 'answer was', 'answers were')} older than promised"
 
 
+def _share(some: int, of: int) -> str:
+    if of == 1:
+        return ""
+    return f", in {'all' if some == of else f'{some:,}'} of them"
+
+
 def _back(seen: Series, side: Side) -> Iterator[str]:
     times = [trial.rto_s(side) for trial in seen.trials if trial.faults]
-    never = sum(time is None for time in times)
-    if never:
-        yield f"{side} had not come back for good when the load ended in {never:,} of {many(len(times), 'trial')}"
+    if never := sum(time is None for time in times):
+        yield f"{side} had not come back for good when the load ended{_share(never, len(times))}"
     elif times:
-        yield f"{side} went on after at most {seconds(max(time or 0.0 for time in times))}"
+        yield f"{side} went on after at most {seconds(longest(times))}"
 
 
 def _loss(seen: Series) -> Iterator[str]:
     writers = [trial for trial in seen.trials if trial.calls("writes")]
-    if not writers:
-        return
     audits = [trial.audit for trial in writers if trial.audit is not None]
     lost = sum(trial.lost or 0 for trial in writers)
-    acknowledged = sum(audit.acknowledged for audit in audits)
+    acknowledged = many(sum(audit.acknowledged for audit in audits), "acknowledged write")
     if lost:
-        yield f"{lost:,} of {many(acknowledged, 'acknowledged write')} {'was' if lost == 1 else 'were'} lost"
+        yield f"{lost:,} of {acknowledged} {'was' if lost == 1 else 'were'} lost"
     elif audits:
-        yield f"nothing of {many(acknowledged, 'acknowledged write')} was lost"
-    if len(audits) < len(writers):
-        yield f"what became of the writes was not looked at in {len(writers) - len(audits):,} of them"
+        yield f"of {acknowledged} none was lost"
+    if missing := len(writers) - len(audits):
+        yield f"what became of the writes was not looked at{_share(missing, len(writers))}"
     if twice := sum(audit.duplicates for audit in audits):
         yield f"{many(twice, 'key was', 'keys were')} there twice"
     if differing := sum(audit.differing for audit in audits):
         yield f"{many(differing, 'key was', 'keys were')} not the same on every cluster in the end"
+    elif any(audit.caught_up_s is None for audit in audits):
+        yield "the clusters were not seen to be the same in the end"
 
 
 def _noticed(seen: Series) -> Iterator[str]:
-    found = spread(fault.detection_s for trial in seen.trials for fault in trial.faults)
+    times = [fault.detection_s for trial in seen.trials for fault in trial.faults]
+    found = spread(times)
     if found is None:
         return
-    if math.isinf(found.median):
-        missed = sum(fault.detection_s is None for trial in seen.trials for fault in trial.faults)
-        yield f"{missed:,} of {many(found.n, 'fault')} went unnoticed."
+    if missed := sum(time is None for time in times):
+        which = "the fault" if found.n == 1 else f"{missed:,} of {found.n:,} faults"
+        yield f"haclient said nothing of {which}."
     elif found.n == 1:
         yield f"The fault was noticed after {seconds(found.median)}."
     else:
-        last = "one was never" if math.isinf(found.worst) else f"the last after {seconds(found.worst)}"
-        yield f"Half of the faults were noticed within {seconds(found.median)}, {last}."
+        yield f"Half of the faults were noticed within {seconds(found.median)}, all within {seconds(found.worst)}."
 
 
 def _sureness(seen: Series) -> Iterator[str]:
-    """Say what the number of trials allows to be said of reads."""
+    """Say what so many trials without a failed read allow to be said of the next one."""
     trials = [trial for trial in seen.trials if trial.calls("reads")]
-    hit = sum(bool(trial.failed["reads"]) for trial in trials)
-    if hit < len(trials):
-        bound = upper_bound(hit, len(trials))
-        yield f"With 95 % confidence a read fails in fewer than {bound:.1%}".replace("%", " %") + " of such events."
+    if trials and not any(trial.failed["reads"] for trial in trials):
+        yield f"With 95 % confidence fewer than {rate(upper_bound(0, len(trials)))} of such events fail a read."
 
 
 def _broken(seen: Series) -> Iterator[str]:
@@ -134,7 +140,3 @@ def _broken(seen: Series) -> Iterator[str]:
     more = f"; and {len(seen.broken) - _TOLD:,} more" if len(seen.broken) > _TOLD else ""
     prove = "proves" if len(seen.broken) == 1 else "prove"
     yield f"{many(len(seen.broken), 'trial')} could not be carried out and {prove} nothing ({reasons}{more})."
-
-
-def _of(some: Sized, all_of_them: Sized) -> str:
-    return f"{len(some):,} of {many(len(all_of_them), 'trial')}"

@@ -76,8 +76,8 @@ def _findings(seen: Series) -> Iterator[Finding]:
     expect, trials = seen.scenario.expect, seen.trials
     yield from _count("failed or wrong reads", expect.failed_reads, [(t, t.failed["reads"]) for t in trials])
     yield from _count("failed or unconfirmed writes", expect.failed_writes, [(t, t.failed["writes"]) for t in trials])
-    yield from _time("reads back", expect.read_rto_s, [(t, t.rto_s("reads")) for t in trials])
-    yield from _time("writes back", expect.write_rto_s, [(t, t.rto_s("writes")) for t in trials])
+    yield from _time("reads back after a fault", expect.read_rto_s, [(t, t.rto_s("reads")) for t in trials])
+    yield from _time("writes back after a fault", expect.write_rto_s, [(t, t.rto_s("writes")) for t in trials])
     yield from _count("stale reads", expect.stale, [(t, t.stale) for t in trials])
     if expect.availability is not None:
         worst, share = min(((t, t.availability or 0.0) for t in trials), key=lambda one: one[1])
@@ -128,5 +128,4 @@ def _time(name: str, limit: float | None, seen: list[tuple[TrialFigures, float |
     if limit is None:
         return
     trial, worst = max(((t, math.inf if time is None else time) for t, time in seen), key=lambda one: one[1])
-    told = f"after {seconds(worst)}" if 0 < worst < math.inf else "never" if worst else "never away"
-    yield Finding(name, f"within {seconds(limit)}", told, trial.seed if worst else None, worst <= limit)
+    yield Finding(name, f"within {seconds(limit)}", seconds(worst), trial.seed if worst else None, worst <= limit)

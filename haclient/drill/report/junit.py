@@ -13,6 +13,7 @@ from junitparser.junitparser import FinalResult
 
 from haclient.drill.report.results import Results
 from haclient.drill.verdict import Verdict
+from haclient.replication_table import plain_lines
 
 
 def write_junit(path: Path, results: Results) -> None:
@@ -24,7 +25,7 @@ def write_junit(path: Path, results: Results) -> None:
     for result, verdict in zip(results.results, results.verdicts(), strict=True):
         case = TestCase(result.scenario.name, "haclient.drill", sum(trial.seconds for trial in result.trials))
         case.result = _outcome(verdict)
-        case.system_out = verdict.sentences
+        case.system_out = _text(verdict.sentences)
         suite.add_testcase(case)
     report = JUnitXml("haclient drill")
     report.add_testsuite(suite)
@@ -41,6 +42,11 @@ def _outcome(verdict: Verdict) -> list[FinalResult]:
         f"{f.name}: wanted {f.wanted}, seen {f.seen}" + (f" (seed {f.seed})" if f.seed is not None else "")
         for f in missed
     ]
-    outcome = kind(lines[0])
-    outcome.text = "\n".join([*lines, "", verdict.sentences])
+    outcome = kind(_text(lines[0]))
+    outcome.text = _text("\n".join([*lines, "", verdict.sentences]))
     return [outcome]
+
+
+def _text(text: str) -> str:
+    """Leave out what no XML may hold, such as control characters in a server's message."""
+    return plain_lines(text).plain

@@ -107,8 +107,8 @@ def as_json(results: Results) -> dict[str, Any]:
                     "sentences": verdict.sentences,
                     "findings": [asdict(finding) for finding in verdict.findings],
                 },
-                "figures": [asdict(trial) for trial in verdict.series.trials],
-                "trials": [trial.as_json() for trial in result.trials],
+                "figures": verdict.series.trials,
+                "trials": result.trials,
             }
             for result, verdict in zip(results.results, verdicts, strict=True)
         ],
