@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, final
 
 from haclient.config.replication import Replication
-from haclient.errors import CallError, ConfigError
+from haclient.errors import CallError, ConfigError, LogTrimmed
 from haclient.milvus import batch, ddl, watermarks
 from haclient.milvus.messages import Key
 from haclient.milvus.shape import Shape, read_shape
@@ -301,7 +301,13 @@ async def wait_applied(
 async def _lacks(log: MutationLog, position: Position, stream: Stream, through: int) -> bool:
     """Say whether the log holds anything of a stream, or of all, that is not applied at a position."""
     after = position.low
-    while after < through and (entries := await log.read(after, bodies=False)):
+    while after < through:
+        try:
+            entries = await log.read(after, bodies=False)
+        except LogTrimmed:
+            return True  # it was not trimmed past the cluster: its position is a newer one by now
+        if not entries:
+            return False
         for entry in entries:
             one = entry.mutation.stream
             if one in (stream, BARRIER) and position.applied(one) < entry.seq <= through:

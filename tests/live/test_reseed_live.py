@@ -110,7 +110,9 @@ async def test_roles_are_copied_and_users_named(standalone_pair: StandalonePair)
                 client.drop_user(user)
             for role in ("reader", "old"):
                 if role in client.list_roles():
-                    client.drop_role(role, force_drop=True)
+                    for one in client.describe_role(role)["privileges"]:
+                        client.revoke_privilege(role, one["object_type"], one["privilege"], one["object_name"])
+                    client.drop_role(role)
             client.close()
 
 

@@ -15,13 +15,14 @@ from haclient.replication.audit import Report, audit
 from haclient.replication.catalog import fact_of
 from haclient.replication.clusters import Delivery
 from haclient.replication.hold import position_of
-from haclient.replication.position import Standing
+from haclient.replication.position import POSITION, Standing
 from haclient.replication.site import SiteFailed
-from haclient.replication.verify import Verified, Verifier
+from haclient.replication.verify import Verified, Verifier, wait_applied
 from tests import virtual_time
 from tests.servers import memory_clusters as memory
 from tests.servers.memory_clusters import MemoryClusters
 from tests.servers.memory_fleet import SETTINGS, Fleet
+from tests.servers.memory_log import MemoryLog
 
 DOCS = ("", "docs")
 
@@ -319,5 +320,28 @@ def test_the_operator_has_collections_adopted() -> None:
         assert fact_of(("", "old")) in facts
         assert fact_of(("", "bad")) not in facts
         await fleet.__aexit__()
+
+    virtual_time.run(scenario())
+
+
+def test_a_log_that_is_trimmed_while_it_is_waited_for_a_cluster() -> None:
+    async def scenario() -> None:
+        fleet = await filled(rows=3)
+        old = await position_of(fleet.log, "a")
+        await fleet.write("Upsert", memory.rows("docs", {1: "newer"}))
+        await fleet.in_sync()
+        new = await position_of(fleet.log, "a")
+        await fleet.__aexit__()
+        await fleet.log.put({f"{POSITION}a": old.encode()})
+
+        async def move_on(operation: str, when: str) -> None:
+            if (operation, when) == ("read", "before"):  # the log is behind the cluster's place as it was read
+                looking.hook = None
+                await fleet.log.put({f"{POSITION}a": new.encode()})
+                await fleet.log.trim(new.low)
+
+        looking = MemoryLog(fleet.store, move_on)
+        await wait_applied(looking, "a", DOCS, new.low, fleet.loop)
+        assert looking.hook is None
 
     virtual_time.run(scenario())

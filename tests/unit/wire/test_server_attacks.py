@@ -108,6 +108,7 @@ FATAL = {
 }
 
 
+@pytest.mark.usefixtures("no_refills")
 @pytest.mark.parametrize("name", FATAL)
 async def test_fatal(name):
     """GOAWAY with the code, then the end; the calls under way are given up once each."""

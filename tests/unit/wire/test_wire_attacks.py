@@ -70,6 +70,7 @@ FATAL = {
 }
 
 
+@pytest.mark.usefixtures("no_refills")
 @pytest.mark.parametrize("name", FATAL)
 async def test_fatal(memory, name):
     wrong, code = FATAL[name]
