@@ -102,8 +102,9 @@ async def test_the_commands_say_what_is_wrong_with_what_was_typed(lite_server: L
         assert (code, error) == (2, "haclient: no cluster has a collection 'none'\n")
         code, view, _ = await fleet.run("log", "show", "--json")
         assert (code, view["clusters"][0]["standing"]) == (0, "in_sync")
-        code, views, _ = await fleet.run("log", "inspect", "1", "--json")
-        assert (code, views[0]["method"], views[0]["stream"]) == (0, "CreateCollection", "default.docs")
+        code, views, error = await fleet.run("log", "inspect", "1", "--json")
+        assert code == 0, error
+        assert (views[0]["method"], views[0]["stream"]) == ("CreateCollection", "default.docs")
         code, _, error = await fleet.run("log", "skip", "a", "1")
         assert code == 2
         assert "nothing has stopped there" in error
