@@ -9,13 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
+from pymilvus import MilvusException
+
+from haclient.client import AsyncMilvusClient
 from haclient.drill import rows
 from haclient.drill.fleet import DrillError, Fleet, LoadProcess, Target
 from haclient.drill.scenario import FaultPlan
@@ -25,7 +30,7 @@ from haclient.drill.servers.plaincall import PlainCallFailed
 from haclient.drill.servers.process import ServerProcess
 from haclient.drill.started import StartedFleet
 from haclient.drill.toxic import ToxicProxy
-from haclient.errors import ConfigError
+from haclient.errors import ConfigError, HAClientError
 
 #: What a fault has to be able to do: ``shell``: signals to processes, disks; ``link``: what is between the load and who
 #: is hurt; ``call``: calls to a cluster, past haclient; ``load``: words to the load's own processes.
@@ -33,6 +38,12 @@ Means = Literal["shell", "link", "call", "load"]
 #: Time for a server that was stopped to answer, seconds.
 _REVIVAL_S: Final = 5.0
 _BLOCK: Final = 4_096
+#: What denies writes to a Milvus; it looks at its file every few seconds.
+_DENY: Final = "quotaAndLimits.limitWriting.forceDeny"
+_LOOK_S: Final = 0.3
+#: What is in the query that kills, and the time between two of them, seconds.
+_POISON: Final = "poisoned-request"
+_POISON_EVERY_S: Final = 0.25
 
 
 @final
@@ -278,6 +289,72 @@ async def _on_each(harm: Harm, work: Callable[[Any], Any]) -> None:
     await asyncio.gather(*(asyncio.to_thread(do, target) for target in harm.targets))
 
 
+@asynccontextmanager
+async def write_blocked(harm: Harm) -> AsyncIterator[None]:
+    """The administrator denies writes, as Milvus itself does when memory or disk run out; reads are served."""
+    servers = [server for server in harm.processes if isinstance(server, StandaloneServer)]
+    for server in servers:
+        server.configure({_DENY: True})
+    await _until_denied(harm, True)
+    yield
+    for server in servers:
+        server.configure({_DENY: False})
+    await _until_denied(harm, False)
+
+
+async def _until_denied(harm: Harm, wanted: bool) -> None:
+    while await asyncio.to_thread(_denied, harm) is not wanted:  # noqa: ASYNC110 - Milvus does not say when
+        await asyncio.sleep(_LOOK_S)
+
+
+def _denied(harm: Harm) -> bool:
+    """Whether every target refuses to delete what is not there."""
+    for target in harm.targets:
+        client = rows.connect(target.uri, target.token)
+        try:
+            client.delete(harm.fleet.names.own, ids=[-1], timeout=5)
+        except MilvusException:
+            continue
+        finally:
+            client.close()
+        return False
+    return True
+
+
+@asynccontextmanager
+async def poison(harm: Harm) -> AsyncIterator[None]:
+    """Some process of the application sends a query, again and again, that kills every server that it reaches.
+
+    It is an ordinary query; the server is killed as it arrives. (Those that really kill a Milvus differ from version to
+    version.)
+    """
+    for target in harm.targets:
+        assert target.process is not None
+        assert target.link is not None
+        target.link.trip(_POISON.encode(), partial(target.process.signal, signal.SIGKILL))
+    config = harm.fleet.config()
+    if "replication" in config:
+        config["replication"] = {**config["replication"], "log": ""}  # it only reads
+    async with AsyncMilvusClient(config=config) as client:
+        sending = asyncio.create_task(_send_poison(client, harm.fleet.names.own))
+        try:
+            yield
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+    for target in harm.targets:
+        assert target.link is not None
+        await target.link.heal()
+        await harm.fleet.revive(target)
+
+
+async def _send_poison(client: AsyncMilvusClient, collection: str) -> None:
+    while True:
+        with contextlib.suppress(HAClientError, MilvusException):
+            await client.query(collection, filter=f'tag == "{_POISON}"', output_fields=["id"], timeout=2)
+        await asyncio.sleep(_POISON_EVERY_S)
+
+
 # --- the log ----------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +415,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "reset": Fault(reset, "link", _LINKS, settings=("most_bytes",)),
     "flapping": Fault(flapping, "link", _LINKS, settings=("down_s", "up_s")),
     "release": Fault(release, "call"),
+    "write-blocked": Fault(write_blocked, "shell", ("cluster",), engines=("milvus",)),
+    "poison": Fault(poison, "shell", ("clusters",)),
     "wrong-data": Fault(wrong_data, "call", ("cluster",)),
     "full-disk": Fault(full_disk, "shell", ("log",), logs=("sqlite",)),
     "drain": Fault(drain, "load", _ANY),

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,9 @@ from haclient.config import Config
 from haclient.drill import rows
 from haclient.drill.checker import Contents
 from haclient.drill.scenario import Topology
-from haclient.drill.servers.process import ServerProcess
+from haclient.drill.servers.process import POLL_S, ServerProcess
 from haclient.drill.toxic import ToxicProxy
-from haclient.drill.worker import Order
+from haclient.drill.worker import Order, idle_mark
 from haclient.errors import ConfigError, HAClientError, LogError
 from haclient.replication.engines import open_log
 from haclient.replication.log import MutationLog
@@ -97,6 +98,14 @@ class LoadProcess(ServerProcess):
         """See `ServerProcess.check`."""
         if not self._ready():
             raise FileNotFoundError(self.order.history)
+
+    async def finish(self) -> None:
+        """End its load, calls under way included; the client goes on."""
+        self.signal(signal.SIGUSR1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3 * self.order.timeout_s):
+                while self.alive and not idle_mark(self.order).exists():  # noqa: ASYNC110 - another process makes it
+                    await asyncio.sleep(POLL_S)
 
     def _ready(self) -> bool:
         # The client opens its file first, and says in it that it is ready.
@@ -170,7 +179,7 @@ class Fleet:
 
     async def __aexit__(self, *exc: object) -> None:
         try:
-            await self.stop_load(kill=True)
+            await self.stop_load()
         finally:
             await self._stack.aclose()
 
@@ -291,11 +300,14 @@ class Fleet:
         self.processes.append(process)
         await process.start()
 
-    async def stop_load(self, *, kill: bool = False) -> None:
-        """End all of them, their calls under way included."""
+    async def finish_load(self) -> None:
+        """End their calls, those under way included; they remain members of the fleet."""
+        await asyncio.gather(*(process.finish() for process in self.processes))
+
+    async def stop_load(self) -> None:
+        """End all of them."""
         try:
-            if not kill:
-                await asyncio.gather(*(one.stop(grace_s=3 * one.order.timeout_s) for one in self.processes))
+            await asyncio.gather(*(process.stop() for process in self.processes))
         finally:
             for process in self.processes:
                 await process.close()

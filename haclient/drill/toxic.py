@@ -79,6 +79,7 @@ class ToxicProxy:
         self._reserved = ReservedPort(port)
         self._toxics: dict[Direction, Toxics] = {"up": _NONE, "down": _NONE}
         self._cuts: dict[Direction, _Cut | None] = {"up": None, "down": None}
+        self._wire: tuple[bytes, Callable[[], None]] | None = None
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._closed = False
@@ -166,6 +167,10 @@ class ToxicProxy:
             link.flow(direction).restart_count()
             link.flow(direction).deliver()
 
+    def trip(self, words: bytes, then: Callable[[], None]) -> None:
+        """Call ``then`` whenever a request brings these words, which then never arrives; until `heal`."""
+        self._wire = words, then
+
     def refuse(self) -> None:
         """Close the listener: new connections are refused, existing ones live on."""
         if self._server is not None:
@@ -183,6 +188,7 @@ class ToxicProxy:
     async def heal(self) -> None:
         """Lift every fault; connections that lost data are reset, as nothing else is true to TCP."""
         self._cuts = {"up": None, "down": None}
+        self._wire = None
         self.up, self.down = _NONE, _NONE
         await self.accept()
 
@@ -357,6 +363,10 @@ class _Flow:
     def push(self, data: bytes) -> None:
         self.ended = self.ended or not data
         if self._stopped:
+            return
+        wire = self.link.proxy._wire
+        if wire is not None and self.direction == "up" and wire[0] in data:
+            wire[1]()
             return
         self._queue.append((self._loop.time(), self.link.proxy._rng.random(), data))
         self._held += len(data)

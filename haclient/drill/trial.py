@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from haclient.client import AsyncMilvusClient
 from haclient.drill import record, rows
 from haclient.drill.checker import EVERYWHERE, Violation, judge, shown
 from haclient.drill.faults import Harm, check
@@ -97,9 +98,8 @@ class Running:
                     self._found.append(Violation("stuck", matter))
                 else:
                     self._caught_up_s = time.monotonic() - begun
-            await fleet.stop_load()
         finally:
-            await fleet.stop_load(kill=True)
+            await fleet.stop_load()
         fleet.say("reading every row of every cluster")
         trial = self._result(await fleet.contents())
         await through(fleet, lambda client: rows.drop(client, fleet.names))
@@ -121,9 +121,10 @@ class Running:
 
         with recorder.record(op):
             if self.fleet.topology.log:
-                await through(self.fleet, make)
-                if matter := await self.fleet.caught_up():
-                    raise DrillError(f"the fleet does not come to rest before the load: {matter}")
+                async with AsyncMilvusClient(config=self.fleet.config(direct=True)):  # somebody has to apply it
+                    await through(self.fleet, make)
+                    if matter := await self.fleet.caught_up():
+                        raise DrillError(f"the fleet does not come to rest before the load: {matter}")
             else:
                 await asyncio.gather(*(asyncio.to_thread(_directly, one, make) for one in self.fleet.clusters))
             op.outcome = "ok"
@@ -158,7 +159,7 @@ class Running:
         await _until(max(self._begun + seconds, healed + _AFTER_S))
         self._ended = time.monotonic()
         fleet.say("ending the load")
-        await fleet.stop_load()
+        await fleet.finish_load()
 
     async def _inflict(self, plan: FaultPlan, rng: random.Random) -> None:
         await _until(self._begun + rng.uniform(*plan.at))

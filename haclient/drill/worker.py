@@ -1,6 +1,7 @@
 """One process of the load: ``python -m haclient.drill.worker FILE``.
 
-The file (JSON) is an `Order`; SIGTERM ends the load, calls under way included. Decision made here: the load is a
+The file (JSON) is an `Order`. SIGUSR1 ends the load, calls under way included, and the client goes on to do its part in
+the fleet until SIGTERM. Decision made here: the load is a
 process of its own, so that it can be killed like an application, and measuring costs those who are measured nothing.
 """
 
@@ -63,6 +64,11 @@ class Order:
     rate: float = 10.0
     mix: Mapping[str, float] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
+
+
+def idle_mark(order: Order) -> Path:
+    """Return the file that is there once the load of a process has ended, calls under way included."""
+    return Path(order.history).with_suffix(".idle")
 
 
 #: What a process does with its client until it is told to stop.
@@ -156,9 +162,11 @@ async def at_a_rate(caller: Caller, order: Order, stopped: asyncio.Event) -> Non
 
 async def _serve(order: Order, load: Load) -> None:
     recorder = Recorder(Path(order.history), f"w{order.number}")
-    stopped = asyncio.Event()
+    stopped, ended = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, stopped.set)
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
     async with AsyncMilvusClient(config=order.config) as client:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         caller = Caller(client, recorder)
         # What has to be known of a collection before its first rows are written is asked before anything is hurt.
         await client.describe_collection(rows.Names(order.trial).own)
@@ -166,6 +174,8 @@ async def _serve(order: Order, load: Load) -> None:
         watch = asyncio.create_task(_watch(caller, Path(order.drained)))
         try:
             await load(caller, order, stopped)
+            idle_mark(order).touch()
+            await ended.wait()
         finally:
             watch.cancel()
     recorder.close()

@@ -91,6 +91,11 @@ class StandaloneServer(ServerProcess):
         )
         return [str(milvus_binary.unpacked() / "milvus"), "run", "standalone"]
 
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Change further configuration in its file, which a running server reads again within 10 s."""
+        self.config |= config
+        self.command()
+
     def environment(self) -> Mapping[str, str]:
         """See `ServerProcess.environment`."""
         return milvus_binary.environment(self.folder, self._ports["metrics"], DEPLOY_MODE="STANDALONE")
