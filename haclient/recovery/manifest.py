@@ -302,7 +302,7 @@ def read_manifest(store: Store, backup: str) -> Manifest:
     except FileNotFoundError:
         raise BackupDamaged(f"{store.url}/{backup}/{SUMS} is missing, so the manifest cannot be trusted") from None
     if sums != _sums(manifest, data):
-        raise BackupDamaged(f"{where} is damaged, or {SUMS} beside it: they do not agree")
+        raise BackupDamaged(f"{where} is damaged, or {store.url}/{backup}/{SUMS} is: they do not agree")
     return manifest
 
 
