@@ -19,26 +19,28 @@ _MILVUS: Final = 'method!~"Embed.*"'
 _RATIO: Final = "haclient:call_errors:ratio_rate"
 
 
-def bad(function: str, window: str) -> str:
+def bad(function: str, window: str, where: str = "") -> str:
     """Return the PromQL of the calls that failed.
 
     Args:
         function: ``rate`` or ``increase``.
         window: For example ``5m``.
+        where: Matchers of further labels.
     """
     good = "|".join((*GOOD, "cancelled"))
-    return _sum(function, f'haclient_calls_total{{{_MILVUS}, outcome!~"{good}"}}[{window}]', window)
+    return _sum(function, f'outcome!~"{good}"', window, where)
 
 
-def total(function: str, window: str) -> str:
+def total(function: str, window: str, where: str = "") -> str:
     """Return the PromQL of all calls that count; see `bad`."""
-    return _sum(function, f'haclient_calls_total{{{_MILVUS}, outcome!="cancelled"}}[{window}]', window)
+    return _sum(function, 'outcome!="cancelled"', window, where)
 
 
-def _sum(function: str, calls: str, window: str) -> str:
+def _sum(function: str, outcomes: str, window: str, where: str) -> str:
     # What has never happened has no series, and would make nothing of the whole sum.
-    shed = f"haclient_proxy_shed_total[{window}]"
-    return f"(sum({function}({calls})) or vector(0)) + (sum({function}({shed})) or vector(0))"
+    calls = ", ".join(filter(None, (where, _MILVUS, outcomes)))
+    counted = f"haclient_calls_total{{{calls}}}[{window}]", f"haclient_proxy_shed_total{{{where}}}[{window}]"
+    return " + ".join(f"(sum({function}({each})) or vector(0))" for each in counted)
 
 
 def text(objective: Objective) -> str:
