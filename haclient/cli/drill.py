@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ from haclient.errors import ConfigError, HAClientError
 if TYPE_CHECKING:
     from haclient.drill.record import Trial
     from haclient.drill.report.results import Results
-    from haclient.drill.run import Advance
+    from haclient.drill.run import Advance, Make
     from haclient.drill.scenario import Scenario
 
 #: Every scenario that comes with haclient.
@@ -46,26 +46,39 @@ def drill(
     ] = "lite",
     trials: Annotated[int, typer.Option(help="Trials of each scenario.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of moments, targets and keys; the trials' seeds follow it.")] = 1,
-    seconds: Annotated[float | None, typer.Option(help="Length of the load, in place of the scenario's.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of the load, in place of the scenario's.", min=1)
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every call and every figure.")] = None,
     junit_file: Annotated[Path | None, typer.Option("--junit", help="Write the verdicts for CI.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a report to look at.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Drill the fleet of this file, in place of one of its own.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes-break-my-fleet", help="Say that the fleet of --config may be hurt.")
+    ] = False,
     keep: Annotated[Path | None, typer.Option(help="Keep data, histories and logs in this folder.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the scenarios, and do nothing.")] = False,
 ) -> None:
     """Break a fleet on purpose under load, and measure what the application notices.
 
-    Starts its own servers on this machine, and leaves nothing behind. The exit code is 0 if all that the scenarios
-    expect was kept, 1 if not, 2 if the input is wrong.
+    Starts its own servers on this machine, and leaves nothing behind. With --config and --yes-break-my-fleet a fleet is
+    hurt that is there already: between the load and the servers, by draining, and by releasing a collection that the
+    drill makes and drops; everything else is refused. The exit code is 0 if all that the scenarios expect was kept, 1
+    if not, 2 if the input is wrong.
     """
     console = Console(highlight=False)
     try:
         wanted = _wanted(scenarios or [], seconds)
+        if (config is not None) is not yes:
+            raise ConfigError("--config and --yes-break-my-fleet belong together: that fleet is hurt on purpose")
         if show or not wanted:
             console.print(_listed(wanted or _wanted([_ALL], None)))
             raise typer.Exit
         with _folder(keep) as folder:
-            results = _run(wanted, engine, trials, seed, folder)
+            ground = _staging(config, wanted) if config else _own(engine, wanted)
+            results = _run(ground, trials, seed, folder)
     except HAClientError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -93,6 +106,8 @@ def _wanted(names: Sequence[str], seconds: float | None) -> list[Scenario]:
         else:
             raise ConfigError(f"scenario {name!r} is not known; write a file.toml, all, or one of {', '.join(known)}")
     found = [load(path) for path in paths]
+    if twice := {one.name for one in found if sum(one.name == other.name for other in found) > 1}:
+        raise ConfigError(f"two scenarios are named {', '.join(sorted(twice))}; give one of the files another name")
     if seconds is None:
         return found
     return [one.model_copy(update={"load": one.load.model_copy(update={"seconds": seconds})}) for one in found]
@@ -120,29 +135,54 @@ def _folder(keep: Path | None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(
-    scenarios: Sequence[Scenario], engine: Literal["lite", "milvus"], trials: int, seed: int, folder: Path
-) -> Results:
-    from haclient.drill.run import Plan, refuse, run, started  # noqa: PLC0415 - pymilvus takes a second to import
+class _Ground(NamedTuple):
+    """What is hurt: its name, the scenarios that can be run on it, and what makes or reaches it."""
 
-    console = Console(stderr=True, highlight=False)
-    reasons = {scenario.name: refuse(scenario, engine) for scenario in scenarios}
-    possible = [scenario for scenario in scenarios if not reasons[scenario.name]]
-    for name, reason in reasons.items():
-        if reason:
-            console.print(f"{name}: left out: {reason}")
-    if not possible:
-        raise ConfigError(f"none of these scenarios can be run with --engine {engine}")
+    engine: str
+    scenarios: Sequence[Scenario]
+    make: Make
+
+
+def _own(engine: Literal["lite", "milvus"], scenarios: Sequence[Scenario]) -> _Ground:
+    """A fleet that the drill starts itself."""
+    from haclient.drill.run import refuse, started  # noqa: PLC0415 - pymilvus takes a second to import
+
+    return _Ground(engine, _possible(scenarios, lambda one: refuse(one, engine), engine), started(engine))
+
+
+def _staging(config: Path, scenarios: Sequence[Scenario]) -> _Ground:
+    """Somebody's fleet."""
+    from haclient.drill import run, staging  # noqa: PLC0415 - pymilvus takes a second to import
+
+    fitted = [staging.fitted(scenario, config) for scenario in scenarios]
+    possible = _possible(fitted, lambda one: run.refuse(one, "staging") or staging.refuse(one), str(config))
+    return _Ground("staging", possible, staging.staging(config))
+
+
+def _possible(scenarios: Sequence[Scenario], refuse: Callable[[Scenario], str], where: str) -> list[Scenario]:
+    reasons = {scenario.name: refuse(scenario) for scenario in scenarios}
+    told = [f"{name}: refused: {reason}" for name, reason in reasons.items() if reason]
+    if len(told) == len(reasons):
+        raise ConfigError("\n".join([*told, f"none of these scenarios can be run on {where}"]))
+    for line in told:
+        typer.echo(line, err=True)
+    return [scenario for scenario in scenarios if not reasons[scenario.name]]
+
+
+def _run(ground: _Ground, trials: int, seed: int, folder: Path) -> Results:
+    from haclient.drill.run import Plan, run  # noqa: PLC0415 - pymilvus takes a second to import
+
     logging.getLogger("haclient").setLevel(logging.CRITICAL)  # what happens is told, and is in the histories
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    with _progress(console, trials * len(possible)) as (report, ended):
+    console = Console(stderr=True, highlight=False)
+    with _progress(console, trials * len(ground.scenarios)) as (report, ended):
         plan = Plan(
-            scenarios=possible,
+            scenarios=ground.scenarios,
             trials=trials,
             seed=seed,
             folder=folder,
-            engine=engine,
-            make=started(engine),
+            engine=ground.engine,
+            make=ground.make,
             report=report,
             ended=ended,
         )

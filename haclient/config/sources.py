@@ -252,7 +252,7 @@ def _prepare_cluster(cluster: object, loc: Loc, base: Path | None, problems: lis
         return cluster
     ready = _expanded(cluster, loc, problems)
     if base is not None:
-        _make_absolute(ready, TLS_FILES, base)
+        make_absolute(ready, TLS_FILES, base)
         if isinstance(ready.get("endpoints"), list):
             ready["endpoints"] = [_prepare_endpoint(endpoint, base) for endpoint in ready["endpoints"]]
     return ready
@@ -265,7 +265,7 @@ def _prepare_proxy(proxy: object, base: Path | None, problems: list[Problem]) ->
     ready = _expanded(proxy, ("proxy",), problems)
     if base is not None and isinstance(ready.get("tls"), Mapping):
         ready["tls"] = dict(ready["tls"])
-        _make_absolute(ready["tls"], PROXY_TLS_FILES, base)
+        make_absolute(ready["tls"], PROXY_TLS_FILES, base)
     return ready
 
 
@@ -275,9 +275,9 @@ def _prepare_replication(replication: object, base: Path | None, problems: list[
         return replication
     ready = _expanded(replication, ("replication",), problems)
     if base is not None:
-        _make_absolute(ready, ETCD_TLS_FILES, base)
+        make_absolute(ready, ETCD_TLS_FILES, base)
         if "://" not in str(ready.get("log")):
-            _make_absolute(ready, ("log",), base)
+            make_absolute(ready, ("log",), base)
     return ready
 
 
@@ -295,7 +295,8 @@ def _expanded(table: Mapping[str, Any], loc: Loc, problems: list[Problem]) -> di
     return ready
 
 
-def _make_absolute(table: dict[str, Any], keys: Sequence[str], base: Path) -> None:
+def make_absolute(table: dict[str, Any], keys: Sequence[str], base: Path) -> None:
+    """Have the relative paths under these keys start at a folder."""
     for key in keys:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(base / Path(table[key]).expanduser())

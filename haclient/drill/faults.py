@@ -279,14 +279,7 @@ async def wrong_data(harm: Harm) -> AsyncIterator[None]:
 
 
 async def _on_each(harm: Harm, work: Callable[[Any], Any]) -> None:
-    def do(target: Target) -> None:
-        client = rows.connect(target.uri, target.token)
-        try:
-            work(client)
-        finally:
-            client.close()
-
-    await asyncio.gather(*(asyncio.to_thread(do, target) for target in harm.targets))
+    await asyncio.gather(*(target.ask(work) for target in harm.targets))
 
 
 @asynccontextmanager
@@ -303,22 +296,17 @@ async def write_blocked(harm: Harm) -> AsyncIterator[None]:
 
 
 async def _until_denied(harm: Harm, wanted: bool) -> None:
-    while await asyncio.to_thread(_denied, harm) is not wanted:  # noqa: ASYNC110 - Milvus does not say when
-        await asyncio.sleep(_LOOK_S)
-
-
-def _denied(harm: Harm) -> bool:
-    """Whether every target refuses to delete what is not there."""
-    for target in harm.targets:
-        client = rows.connect(target.uri, target.token)
+    def denied(client: Any) -> bool:
+        """Whether it refuses to delete what is not there."""
         try:
             client.delete(harm.fleet.names.own, ids=[-1], timeout=5)
         except MilvusException:
-            continue
-        finally:
-            client.close()
+            return True
         return False
-    return True
+
+    for target in harm.targets:
+        while await target.ask(denied) is not wanted:  # noqa: ASYNC110 - Milvus does not say when
+            await asyncio.sleep(_LOOK_S)
 
 
 @asynccontextmanager
@@ -403,6 +391,7 @@ def _started(fleet: Fleet) -> StartedFleet:
 _ANY: Final = ("cluster", "clusters", "site")
 _PROCESSES: Final = (*_ANY, "proxy", "client", "log")
 _LINKS: Final = (*_ANY, "log")
+_STARTED: Final = ("lite", "milvus", "mixed")
 FAULTS: Final[dict[str, Fault]] = {
     "crash": Fault(crash, "shell", _PROCESSES),
     "hang": Fault(hang, "shell", _PROCESSES),
@@ -417,7 +406,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "release": Fault(release, "call"),
     "write-blocked": Fault(write_blocked, "shell", ("cluster",), engines=("milvus",)),
     "poison": Fault(poison, "shell", ("clusters",)),
-    "wrong-data": Fault(wrong_data, "call", ("cluster",)),
+    "wrong-data": Fault(wrong_data, "call", ("cluster",), engines=_STARTED),
     "full-disk": Fault(full_disk, "shell", ("log",), logs=("sqlite",)),
     "drain": Fault(drain, "load", _ANY),
 }

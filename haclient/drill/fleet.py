@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self, final
+from typing import Any, Final, Self, TypeVar, final
 
 from haclient.config import Config
 from haclient.drill import rows
@@ -31,6 +31,8 @@ from haclient.errors import ConfigError, HAClientError, LogError
 from haclient.replication.engines import open_log
 from haclient.replication.log import MutationLog
 from haclient.replication.position import POSITION, Position, Standing
+
+T = TypeVar("T")
 
 #: Tells what is being done.
 Say = Callable[[str], None]
@@ -57,15 +59,26 @@ class Target:
         name: What it is called in configuration and events.
         process: Its process; None if it is not ours.
         link: What the load reaches it through; None if nothing is in between.
-        uri: Where it is; "" if it is no cluster.
-        token: What it asks for.
+        connect: Makes a client of it alone, past haclient's replication; None if it is no cluster.
     """
 
     name: str
     process: ServerProcess | None = None
     link: ToxicProxy | None = None
-    uri: str = ""
-    token: str = ""
+    connect: Callable[[], Any] | None = None
+
+    async def ask(self, work: Callable[[Any], T]) -> T:
+        """Do something with a client of this cluster alone, in a thread."""
+
+        def do() -> T:
+            assert self.connect is not None
+            client = self.connect()
+            try:
+                return work(client)
+            finally:
+                client.close()
+
+        return await asyncio.to_thread(do)
 
 
 @final
@@ -120,7 +133,7 @@ class Fleet:
         folder: Data and logs.
         topology: What it is like.
         say: Told what is being done.
-        imports: Modules that the load's processes import first.
+        plants: Bugs that the load's processes have; see `haclient.drill.worker.Order`.
 
     Attributes:
         clusters: All of them, in order.
@@ -129,9 +142,11 @@ class Fleet:
 
     #: What the clusters are.
     engine: str
+    #: Whether it is there after the drill, so that nothing may be left behind in it.
+    lasting = False
 
     def __init__(
-        self, folder: Path, topology: Topology, say: Say = lambda _: None, imports: tuple[str, ...] = ()
+        self, folder: Path, topology: Topology, say: Say = lambda _: None, plants: tuple[str, ...] = ()
     ) -> None:
         self.folder = folder
         self.topology = topology
@@ -139,7 +154,7 @@ class Fleet:
         self.clusters: list[Target] = []
         self.processes: list[LoadProcess] = []
         self.names = rows.Names("none")
-        self._imports = imports
+        self._plants = plants
         self._stack = AsyncExitStack()
         self._log: MutationLog | None = None
         self._started = 0
@@ -287,7 +302,7 @@ class Fleet:
                 timeout_s=timeout_s,
                 rate=load.get("rate", 0.0) / len(configs),
                 mix=mix,
-                imports=self._imports,
+                plants=self._plants,
             )
             await self.start_process(folder, order, module)
 
@@ -321,23 +336,22 @@ class Fleet:
         return {name.removeprefix(POSITION): Position.decode(fact.value) for name, fact in facts.items()}
 
     async def caught_up(self, patience_s: float = PATIENCE_S) -> str:
-        """Wait until every cluster has everything; return what is the matter if one never has, "" otherwise."""
+        """Wait until every cluster has all that is in the log now; return what is the matter if one never has, or ""."""
         if not self.topology.log:
             return ""
-        matter = "nobody has written a position"
+        head = None
+        matter = "the log does not answer"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while matter:
                     await asyncio.sleep(0.05)
-                    matter = await self._behind()
+                    with contextlib.suppress(LogError):
+                        head = (await self.log.bounds()).head if head is None else head
+                        matter = await self._behind(head)
         return matter
 
-    async def _behind(self) -> str:
-        try:
-            head = (await self.log.bounds()).head
-            positions = await self.positions()
-        except LogError as error:
-            return str(error)
+    async def _behind(self, head: int) -> str:
+        positions = await self.positions()
         for cluster in self.clusters:
             position = positions.get(cluster.name)
             if position is None:
@@ -348,7 +362,7 @@ class Fleet:
 
     async def contents(self) -> dict[str, Contents]:
         """Read every cluster directly."""
-        read = (asyncio.to_thread(rows.contents, one.uri, self.names, one.token) for one in self.clusters)
+        read = (one.ask(lambda client: rows.contents(client, self.names)) for one in self.clusters)
         return dict(zip([one.name for one in self.clusters], await asyncio.gather(*read), strict=True))
 
     async def command(self, *arguments: str) -> str:

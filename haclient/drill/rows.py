@@ -102,32 +102,24 @@ def schema(auto_id: bool) -> Any:
     return made
 
 
-def load_all(uri: str, token: str = "") -> None:
+def load_all(client: MilvusClient) -> None:
     """Load every collection that has an index."""
-    client = connect(uri, token)
-    try:
-        for name in client.list_collections():
-            if client.list_indexes(name):
-                client.load_collection(name)
-    finally:
-        client.close()
+    for name in client.list_collections():
+        if client.list_indexes(name):
+            client.load_collection(name)
 
 
-def contents(uri: str, names: Names, token: str = "") -> Contents:
+def contents(client: MilvusClient, names: Names) -> Contents:
     """Read everything of a trial from one cluster, strongly and directly."""
-    client = connect(uri, token)
-    try:
-        found = Contents()
-        for collection in (names.own, names.auto):
-            if client.has_collection(collection):
-                client.load_collection(collection, timeout=60)
-                _read(client, collection, collection == names.auto, found)
-        for collection in client.list_collections():
-            if collection.startswith(names.prefix) and collection not in (names.own, names.auto):
-                _definition(client, collection, found)
-        return found
-    finally:
-        client.close()
+    found = Contents()
+    for collection in (names.own, names.auto):
+        if client.has_collection(collection):
+            client.load_collection(collection, timeout=60)
+            _read(client, collection, collection == names.auto, found)
+    for collection in client.list_collections():
+        if collection.startswith(names.prefix) and collection not in (names.own, names.auto):
+            _definition(client, collection, found)
+    return found
 
 
 def _read(client: MilvusClient, collection: str, auto: bool, found: Contents) -> None:

@@ -71,12 +71,12 @@ class Plan:
     ended: Callable[[Scenario, Trial], None] = field(default=lambda *_: None)
 
 
-def started(engine: Engine, imports: tuple[str, ...] = ()) -> Make:
+def started(engine: Engine, plants: tuple[str, ...] = ()) -> Make:
     """Return what starts fleets of this engine."""
 
     def make(folder: Path, scenarios: Sequence[Scenario], say: Say) -> Fleet:
         full = any(plan.kind == "full-disk" for scenario in scenarios for plan in scenario.fault)
-        return StartedFleet(folder, scenarios[0].topology, engine, small_disk=full, say=say, imports=imports)
+        return StartedFleet(folder, scenarios[0].topology, engine, small_disk=full, say=say, plants=plants)
 
     return make
 

@@ -104,6 +104,7 @@ class Expectation(_Part):
         write_rto_s: The same of writes.
         lost: Acknowledged writes that may be lost (RPO, in writes).
         stale: Reads that may be older than their consistency level promises.
+        extra_load: Most requests per call while a fault lasts, as a multiple of before.
         availability: Least share of good calls, from the first fault to 30 s after the last is healed.
     """
 
@@ -113,6 +114,7 @@ class Expectation(_Part):
     write_rto_s: float | None = 2.0
     lost: int | None = 0
     stale: int | None = 0
+    extra_load: float | None = Field(default=1.5, ge=1)
     availability: Share | None = None
 
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
@@ -48,7 +49,7 @@ class StartedFleet(Fleet):
         engine: What the clusters are.
         small_disk: Put an SQLite log on a file system that can be filled up; needs root.
         say: Told what is being done.
-        imports: Modules that the load's processes import first.
+        plants: Bugs that the load's processes have; see `haclient.drill.worker.Order`.
 
     Raises:
         ConfigError: This machine lacks what is needed.
@@ -62,9 +63,9 @@ class StartedFleet(Fleet):
         *,
         small_disk: bool = False,
         say: Say = lambda _: None,
-        imports: tuple[str, ...] = (),
+        plants: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(folder, topology, say, imports)
+        super().__init__(folder, topology, say, plants)
         if MEMBERS[topology.log] and not etcd.available():
             raise ConfigError(f'log = "{topology.log}" needs etcd (apt-get install etcd-server)')
         if engine != "lite" and not milvus_binary.available():
@@ -165,7 +166,7 @@ class StartedFleet(Fleet):
         await asyncio.gather(*map(start, self.servers))
         for server in self.servers:
             self.links[server.name] = link = await stack.enter_async_context(ToxicProxy(server.port))
-            self.clusters.append(Target(server.name, server, link, server.uri))
+            self.clusters.append(Target(server.name, server, link, partial(rows.connect, server.uri)))
 
     async def whole(self) -> str:
         """Say what is the matter with it, "" if nothing is."""
@@ -185,7 +186,7 @@ class StartedFleet(Fleet):
         """See `Fleet.revive`; a milvus-lite loads nothing by itself."""
         await super().revive(target)
         if isinstance(target.process, LiteServer):
-            await asyncio.to_thread(rows.load_all, target.process.uri)
+            await target.ask(rows.load_all)
 
     async def empty(self, server: Cluster) -> None:
         """Take a cluster's data from it."""

@@ -87,6 +87,17 @@ class Running:
         fleet = self.fleet
         self.folder.mkdir(parents=True)
         fleet.names = Names(f"drill_{self._rng.getrandbits(32):08x}")
+        try:
+            trial = await self._run()
+        except BaseException:
+            if fleet.lasting:
+                await self._drop()
+            raise
+        await self._drop()
+        return trial
+
+    async def _run(self) -> record.Trial:
+        fleet = self.fleet
         fleet.say("preparing the collection")
         await self._prepare()
         try:
@@ -101,9 +112,10 @@ class Running:
         finally:
             await fleet.stop_load()
         fleet.say("reading every row of every cluster")
-        trial = self._result(await fleet.contents())
-        await through(fleet, lambda client: rows.drop(client, fleet.names))
-        return trial
+        return self._result(await fleet.contents())
+
+    async def _drop(self) -> None:
+        await through(self.fleet, lambda client: rows.drop(client, self.fleet.names))
 
     # Before.
 
@@ -126,7 +138,7 @@ class Running:
                     if matter := await self.fleet.caught_up():
                         raise DrillError(f"the fleet does not come to rest before the load: {matter}")
             else:
-                await asyncio.gather(*(asyncio.to_thread(_directly, one, make) for one in self.fleet.clusters))
+                await through(self.fleet, make)
             op.outcome = "ok"
         recorder.close()
 
@@ -252,25 +264,19 @@ class Running:
 
 
 async def through(fleet: Fleet, work: Callable[[Any], None]) -> None:
-    """Do something with a client of its own, in a thread: pymilvus' async one makes no index on milvus-lite."""
+    """Do something by way of haclient in a thread, as pymilvus' async client makes no index on milvus-lite.
+
+    Where nothing is mirrored it is done to each cluster.
+    """
 
     def do() -> None:
-        if fleet.topology.log:
-            with MilvusClient(config=fleet.config(direct=True)) as client:
-                work(client)
-        else:
-            for target in fleet.clusters:
-                _directly(target, work)
+        with MilvusClient(config=fleet.config(direct=True)) as client:
+            work(client)
 
-    await asyncio.to_thread(do)
-
-
-def _directly(target: Target, work: Callable[[Any], None]) -> None:
-    client = rows.connect(target.uri, target.token)
-    try:
-        work(client)
-    finally:
-        client.close()
+    if fleet.topology.log:
+        await asyncio.to_thread(do)
+    else:
+        await asyncio.gather(*(cluster.ask(work) for cluster in fleet.clusters))
 
 
 async def _until(moment: float) -> None:

@@ -51,7 +51,7 @@ class Order:
         timeout_s: Limit of its calls.
         rate: Calls a second.
         mix: Shares of the kinds of calls.
-        imports: Modules to import first; tests plant bugs with it.
+        plants: Functions to call first, ``module:function``: the bugs that tests plant.
     """
 
     number: int
@@ -63,7 +63,7 @@ class Order:
     timeout_s: float
     rate: float = 10.0
     mix: Mapping[str, float] = field(default_factory=dict)
-    imports: tuple[str, ...] = ()
+    plants: tuple[str, ...] = ()
 
 
 def idle_mark(order: Order) -> Path:
@@ -204,8 +204,9 @@ def _drained(file: Path) -> set[str]:
 def main(load: Load = at_a_rate) -> None:
     """Run one process of the load, as the file that is its argument says."""
     order = Order(**json.loads(Path(sys.argv[1]).read_bytes()))
-    for name in order.imports:
-        importlib.import_module(name)
+    for plant in order.plants:
+        module, _, function = plant.partition(":")
+        getattr(importlib.import_module(module), function)()
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # a traceback for each failed call otherwise
     asyncio.run(_serve(order, load))
 

@@ -119,9 +119,9 @@ class Survival:
 
 
 def _keys(uri: str) -> set[int]:
-    load_all(uri)
     client = connect(uri)
     try:
+        load_all(client)
         found = client.query(NAMES.own, filter="id >= 0", limit=10_000, output_fields=["id"], timeout=30)
         return {one["id"] for one in found}
     finally:
