@@ -122,6 +122,8 @@ def _cells(column: Any, count: int, valid: list[bool]) -> Block | list[bytes]:
     """Return one column's cells: rows of equal width, or a list of bytes; those of null cells are empty."""
     if column.HasField("vectors"):
         return _vectors(column.vectors, count, valid)
+    if column.HasField("struct_arrays"):
+        return _fill(_structs(column.struct_arrays.fields), count, valid)
     if not column.HasField("scalars"):
         if all(valid) and count:
             raise ValueError("its kind of data cannot be compared yet; update haclient")
@@ -153,9 +155,34 @@ def _vectors(vectors: Any, count: int, valid: list[bool]) -> Block | list[bytes]
     if kind in _BITS:
         data = np.frombuffer(getattr(vectors, kind), np.uint8)
         return _spread(data.reshape(-1, max(vectors.dim * _BITS[kind] // 8, 1)), count, valid)
+    if kind == "vector_array":
+        return _fill([_vector_array(cell) for cell in vectors.vector_array.data], count, valid)
     if kind is None:
         return [b""] * count
     raise ValueError(f"{kind} cannot be compared yet; update haclient")
+
+
+def _vector_array(cell: Any) -> bytes:
+    """Write the vectors of one cell."""
+    kind = cell.WhichOneof("data")
+    if kind == "float_vector":
+        return float_rows(cell).tobytes()
+    if kind in _BITS:
+        return bytes(getattr(cell, kind))
+    if kind is None:
+        return b""
+    raise ValueError(f"arrays of {kind} cannot be compared yet; update haclient")
+
+
+def _structs(columns: Iterable[Any]) -> list[bytes]:
+    """Write each row's array of structs, field by field."""
+    parts = []
+    for column in sorted(columns, key=lambda one: str(one.field_name)):
+        held = column.vectors.vector_array if column.HasField("vectors") else column.scalars.array_data
+        count = len(column.valid_data) or len(held.data)
+        cells = [bytes(cell) for cell in _cells(column, count, list(column.valid_data))]
+        parts.append([column.field_name.encode() + len(cell).to_bytes(4, "little") + cell for cell in cells])
+    return [b"".join(row) for row in zip(*parts, strict=True)]
 
 
 def _spread(rows: Block, count: int, valid: list[bool]) -> Block:

@@ -105,10 +105,37 @@ def test_a_value_cannot_move_from_one_cell_to_the_next() -> None:
     assert pair("xy", "z") != pair("x", "yz") != pair("", "xyz")
 
 
-def test_a_kind_of_data_that_is_not_known_is_an_error_and_not_taken_for_the_same() -> None:
+def structs(words: list[list[str]], numbers: list[list[float]]) -> Any:
+    """One array of structs a row: a word and a vector of one number in each."""
     made = schema_pb2.FieldData(field_name="structs", type=D.ArrayOfStruct)
-    made.struct_arrays.fields.add(field_name="x")
-    with pytest.raises(ValueError, match="structs"):
+    cells = made.struct_arrays.fields.add(field_name="word", type=D.Array).scalars.array_data
+    for texts in words:
+        inner = cells.data.add()
+        inner.string_data.SetInParent()
+        inner.string_data.data.extend(texts)
+    arrays = made.struct_arrays.fields.add(field_name="vector", type=D.ArrayOfVector).vectors.vector_array
+    for values in numbers:
+        arrays.data.add(dim=1).float_vector.data.extend(values)
+    return made
+
+
+def test_arrays_of_structs_are_compared_by_each_field_of_each_row() -> None:
+    one = hashed(ids(1, 2), structs([["a", "b"], []], [[0.5, 1.5], []]))
+    turned = structs([["a", "b"], []], [[0.5, 1.5], []])
+    fields = list(turned.struct_arrays.fields)
+    del turned.struct_arrays.fields[:]
+    turned.struct_arrays.fields.extend(reversed(fields))
+    assert hashed(ids(1, 2), turned) == one
+    for other in (structs([["a", "c"], []], [[0.5, 1.5], []]), structs([["a", "b"], []], [[0.5, 1.25], []])):
+        found = hashed(ids(1, 2), other)
+        assert [key for key in one if found[key] != one[key]] == [1]
+
+
+def test_a_kind_of_data_that_is_not_known_is_an_error_and_not_taken_for_the_same() -> None:
+    made = schema_pb2.FieldData(field_name="vectors", type=D.ArrayOfVector)
+    cell = made.vectors.vector_array.data.add()
+    cell.sparse_float_vector.contents.append(b"")
+    with pytest.raises(ValueError, match="vectors: arrays of sparse_float_vector cannot be compared yet"):
         hashed(ids(1), made)
 
 

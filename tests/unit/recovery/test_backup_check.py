@@ -8,7 +8,7 @@ from pathlib import Path
 from subprocess import run
 
 import pytest
-from backups import full, incremental
+from written_backups import full, incremental
 
 from haclient.recovery.check import Findings, verify
 from haclient.recovery.errors import BackupDamaged, StoreFailed
