@@ -79,12 +79,22 @@ def _findings(seen: Series) -> Iterator[Finding]:
     yield from _time("reads back after a fault", expect.read_rto_s, [(t, t.rto_s("reads")) for t in trials])
     yield from _time("writes back after a fault", expect.write_rto_s, [(t, t.rto_s("writes")) for t in trials])
     yield from _count("stale reads", expect.stale, [(t, t.stale) for t in trials])
+    yield from _load(expect.extra_load, [(t, t.extra_load) for t in trials if t.extra_load is not None])
     if expect.availability is not None:
         worst, share = min(((t, t.availability or 0.0) for t in trials), key=lambda one: one[1])
-        wanted = f"at least {percent(expect.availability)}"
-        yield Finding("availability", wanted, percent(share), worst.seed, share >= expect.availability)
+        wanted, seed = f"at least {percent(expect.availability)}", worst.seed if share < 1 else None
+        yield Finding("availability", wanted, percent(share), seed, share >= expect.availability)
     if any(trial.calls("writes") for trial in trials):
         yield from _audited(expect.lost, trials)
+
+
+def _load(limit: float | None, seen: list[tuple[TrialFigures, float]]) -> Iterator[Finding]:
+    """Judge how many requests each call took while a fault lasted."""
+    if limit is None or not seen:
+        return
+    trial, worst = max(seen, key=lambda one: one[1])
+    seed = trial.seed if worst > 1 else None
+    yield Finding("requests per call", f"at most {limit:g} times as many", f"{worst:.2f} times", seed, worst <= limit)
 
 
 def _carried_out(seen: Series) -> Finding:

@@ -21,9 +21,10 @@ def write_junit(path: Path, results: Results) -> None:
     suite = TestSuite("haclient drill")
     suite.timestamp = results.about.started
     for name in ("engine", "haclient", "python", "machine"):
-        suite.add_property(name, getattr(results.about, name))
+        suite.add_property(name, _text(getattr(results.about, name)))
     for result, verdict in zip(results.results, results.verdicts(), strict=True):
-        case = TestCase(result.scenario.name, "haclient.drill", sum(trial.seconds for trial in result.trials))
+        seconds = sum(trial.seconds for trial in result.trials)
+        case = TestCase(_text(result.scenario.name), "haclient.drill", seconds)
         case.result = _outcome(verdict)
         case.system_out = _text(verdict.sentences)
         suite.add_testcase(case)

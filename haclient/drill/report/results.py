@@ -98,7 +98,7 @@ def as_json(results: Results) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "about": asdict(results.about),
-        "kept": all(verdict.kept for verdict in verdicts),
+        "kept": bool(verdicts) and all(verdict.kept for verdict in verdicts),
         "results": [
             {
                 "scenario": result.scenario.model_dump(mode="json"),

@@ -109,7 +109,8 @@ def over_trials(seen: Series) -> list[Row]:
     least = seen.scenario.expect.availability
     rows = [_row("Availability", _turned(spread(shares)), percent, percent(least) if least else "")]
     rows += [_timed(times) for times in seen.times()]
-    rows.append(_row("Requests per call, to before", spread(loads), lambda load: f"× {load:.2f}", ""))
+    most = seen.scenario.expect.extra_load
+    rows.append(_row("Requests per call, to before", spread(loads), _times, _times(most) if most else ""))
     return [row for row in rows if row is not None]
 
 
@@ -170,6 +171,10 @@ def _quantiles(cells: Sequence[Latency]) -> tuple[tuple[str, str], ...]:
     )
     known = [[time for time in column if time is not None] for column in columns]
     return tuple((seconds(statistics.median(c)), seconds(max(c))) if c else ("–", "–") for c in known)
+
+
+def _times(load: float) -> str:
+    return f"× {load:.2f}"
 
 
 def _timed(times: Times) -> Row | None:
