@@ -143,7 +143,7 @@ def list_(url: UrlArgument, as_json: JsonOption = False) -> None:
 @backup_app.command("verify")
 def verify_(
     url: UrlArgument,
-    backup: Annotated[str, typer.Argument(metavar="[ID]", help="A backup; the newest unless given.")] = "",
+    backup: Annotated[str, typer.Argument(metavar="ID", help="A backup; the newest unless given.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Read a backup through, with all that it goes on from, and compare it with its manifest.
@@ -201,7 +201,7 @@ def prune(
 
 def restore(
     url: UrlArgument,
-    backup: Annotated[str, typer.Argument(metavar="[ID]", help="A backup; the newest unless given.")] = "",
+    backup: Annotated[str, typer.Argument(metavar="ID", help="A backup; the newest unless given.")] = "",
     collection: Annotated[
         list[str] | None,
         typer.Option("--collection", help="Name or database.name, or either with =newname; all unless given."),

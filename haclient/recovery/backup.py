@@ -239,7 +239,12 @@ class _Full:
             place.seq = (await self._has(log, place.stream)).applied(place.stream)
 
         await in_thread(self._journal.save, place)
-        await self._dump(place).run()
+        try:
+            await self._dump(place).run()
+        except SiteFailed:
+            if log is None or place.stream not in await self._stale():
+                raise
+            # It was changed while it was read: it is read again.
 
     async def _compare(self, place: Place) -> None:
         place.exact = await self._dump(place).is_same()

@@ -26,6 +26,10 @@ from haclient.replication.site import Site, SiteFailed, ahead
 
 #: Bytes of answers that are gathered to one file.
 FILE_BYTES: Final = 32 << 20
+#: Times that a collection may be released while it is read.
+_MOST_RELEASES: Final = 5
+#: Milvus' code for a collection that is not loaded.
+_NOT_LOADED: Final = 101
 
 
 @final
@@ -64,15 +68,20 @@ class Dump:
             SiteFailed: It cannot be read; the message says why.
             BackupError: The store cannot be written.
         """
-        place = self._place
-        try:
-            place.collection = await self._run()
-        except CallError as error:
-            if await self._site.describe(place.database, place.name):
-                raise SiteFailed(f"{place.name}: {error}") from error
-            place.collection = None  # dropped meanwhile
-        except ValueError as error:
-            raise SiteFailed(f"{place.name} cannot be backed up: {error}") from error
+        place, releases = self._place, 0
+        while True:
+            try:
+                place.collection = await self._run()
+                break
+            except CallError as error:
+                if not await self._site.describe(place.database, place.name):
+                    place.collection = None  # dropped meanwhile
+                    break
+                if error.code != _NOT_LOADED or releases == _MOST_RELEASES:
+                    raise SiteFailed(f"{place.name}: {error}") from error
+                releases += 1  # it was released meanwhile: it is loaded for a time, and read on
+            except ValueError as error:
+                raise SiteFailed(f"{place.name} cannot be backed up: {error}") from error
         place.done = True
         await self._save()
 

@@ -116,6 +116,8 @@ class Lineage:
         for stream in _changed(entry, self._bearers):
             life = self._bearers.get(stream, [(0, None)])[-1][1]
             self._bearers[stream] = [(0, None), (entry.seq, life)]
+            if life is not None and life.copy is not None:
+                life.replicas = _replicas(life.copy)  # it was read after this
 
     def take(self, entry: Entry) -> None:
         """Take an entry of a later backup's log."""
@@ -176,7 +178,7 @@ class Lineage:
             for part in copy.indexes:
                 index = Index(part.name, part.field, tuple(sorted(part.params.items())))
                 life.indexes[part.field, part.name] = self._told(index, copy.name) if self._from_lite else index
-            life.replicas = max(copy.replicas, 1) if copy.loaded else 0
+            life.replicas = _replicas(copy)
         self._bear(stream, seq, life)
         return life
 
@@ -216,6 +218,10 @@ class Lineage:
 def partition_of(life: Life, entry: Entry) -> str:
     """Return the partition that an entry's rows are in, as `Latest` has it."""
     return life.partition(batch.partition_of(entry.mutation.message))
+
+
+def _replicas(copy: Collection) -> int:
+    return max(copy.replicas, 1) if copy.loaded else 0
 
 
 def _stream(database: str, name: str) -> Stream:
