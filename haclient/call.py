@@ -17,7 +17,6 @@ from haclient.errors import WireError
 
 if TYPE_CHECKING:
     from haclient.replication.past import Past
-    from haclient.replication.plan import Plan
 
 Metadata = tuple[tuple[str, str], ...]
 Session = Mapping[tuple[str, str], Metadata]
@@ -196,6 +195,22 @@ class Attempt:
         return f"{self.cluster}/{self.endpoint}{' (hedge)' if self.hedge else ''}{took}: {what}"
 
 
+class ReadPlan(Protocol):
+    """Which clusters may serve a read, where they differ in what they have."""
+
+    def quick(self, call: Call) -> bool:
+        """Say whether the call's next attempt may be made now, and note in the call by whom not."""
+
+    async def ready(self, call: Call) -> None:
+        """Wait until the call's next attempt may be made; raises `haclient.errors.CallError` if it may not."""
+
+    def message(self, call: Call, cluster: str) -> bytes:
+        """Return the read as it is to be sent to a cluster."""
+
+    def lag(self, cluster: str) -> str:
+        """Say in words why a cluster is not asked."""
+
+
 @final
 @dataclass(slots=True)
 class Call:
@@ -216,7 +231,7 @@ class Call:
         credentials: The application's own, for clusters that have none configured.
         session: Metadata particular to one endpoint, by the names of cluster and endpoint; None if there is none.
         behind: Names of clusters that must not serve it, because they lack what it has to see.
-        plan: Which clusters may serve it, as replication sees it; None where nothing is replicated.
+        plan: Which clusters may serve it; None where nothing is replicated.
         past: What its session has written and seen; None where nothing is replicated.
         attempts: Every try so far, oldest first; the one part that grows.
     """
@@ -234,7 +249,7 @@ class Call:
     credentials: Metadata = ()
     session: Session | None = None
     behind: frozenset[str] = frozenset()
-    plan: Plan | None = None
+    plan: ReadPlan | None = None
     past: Past | None = None
     attempts: list[Attempt] = field(default_factory=list)
 

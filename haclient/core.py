@@ -4,7 +4,7 @@ The stack of a call, outermost first; each layer says why it stands where it doe
 
     observe      counts what the application saw, so it must see everything below
     retry        above quarantine and hedge: a retry is a fresh, hedged try
-    plan         below retry: before each try, who has caught up by now (only where writes are mirrored)
+    plan         below retry: before each try, who has caught up by now (only where writes are replicated)
     quarantine   above hedge: a suspect is not hedged
     hedge        above the fleet: each attempt of a race goes to another endpoint
     fleet.send   picks, takes the breaker's permit, rewrites for the cluster and hands the bytes to the wire
@@ -25,6 +25,7 @@ from haclient.config import Config, Timeouts
 from haclient.errors import CallError, ConfigError, DeadlineExceeded, HAClientError, Unavailable, WriteRefused
 from haclient.events import CallFinished, ConfigRejected, EventBus, FailedOver
 from haclient.exchange import Exchange
+from haclient.external import External
 from haclient.fleet.fleet import Fleet, routes_as_write
 from haclient.fleet.flight import Flight
 from haclient.fleet.keeper import Keeper
@@ -69,6 +70,7 @@ class Core:
         clusters: The fleet, cluster by cluster, for what replicates or copies.
         mirror: Replicates writes; None unless configured.
         reader: Says which clusters may answer a read; None unless writes are mirrored.
+        external: Knows the roles of clusters that replicate among themselves; None unless configured.
     """
 
     def __init__(
@@ -102,6 +104,9 @@ class Core:
             time = wall or loop.time
             self.mirror = Mirror(config.replication, self.clusters, self._answer, self.fleet, bus, rng, loop, time)
         self.reader = self.mirror.reader if self.mirror is not None else None
+        self.external: External | None = None
+        if config.replication.mode == "external":
+            self.external = External(self.fleet, self.clusters, self._answer, bus, loop)
         self._stack = self._assemble(config)
 
     def _assemble(self, config: Config) -> Retrying:
@@ -110,7 +115,7 @@ class Core:
         self._budget.ratio, self._budget.floor = retry.budget_ratio, retry.budget_floor
         self._hedging.settings = config.hedge
         self._quarantine.for_s = retry.quarantine_s
-        tries = self._quarantine if self.reader is None else self._planned
+        tries = self._quarantine if self.reader is None and self.external is None else self._planned
         return Retrying(tries, self.fleet.untried, retry, self._budget, self.loop, self._rng, self.bus)
 
     async def start(self) -> None:
@@ -138,6 +143,8 @@ class Core:
         await self.keeper.start()
         if self.mirror is not None:
             await self.mirror.start()
+        if self.external is not None:
+            await self.external.start()
 
     async def aclose(self) -> None:
         """Stop probing and close every connection; calls under way fail."""
@@ -146,6 +153,8 @@ class Core:
         await asyncio.gather(*self._exchanges, return_exceptions=True)
         if self.mirror is not None:
             await self.mirror.aclose()
+        if self.external is not None:
+            await self.external.aclose()
         await self.keeper.aclose()
         await self.fleet.aclose()
         self._hedging.alarms.close()
@@ -185,16 +194,17 @@ class Core:
         call = self._call(method, message, metadata, timeout_s, facts)
         start = self.fleet.clock()
         self._budget.deposit(start)
-        answering = self._stack(call) if self._read(call) else self._mirrored(call)
+        answering = self._stack(call) if self._read(call) else self._write(call)
         return await self._observe(call, answering, start), call
 
     def _read(self, call: Call) -> bool:
-        """Say whether a call goes to one server, whichever it is, and not to all clusters."""
-        return self.mirror is None or not routes_as_write(call.method.kind)
+        """Say whether a call goes to one server, whichever it is, and not to all clusters or the primary."""
+        return (self.mirror is None and self.external is None) or not routes_as_write(call.method.kind)
 
-    def _mirrored(self, call: Call) -> Awaitable[Reply]:
-        assert self.mirror is not None
-        return self.mirror.write(call)
+    def _write(self, call: Call) -> Awaitable[Reply]:
+        replicated = self.mirror or self.external
+        assert replicated is not None
+        return replicated.write(call)
 
     async def _answer(self, call: Call) -> Reply:
         return await self._stack(call)
@@ -304,7 +314,9 @@ class Core:
         if method.kind is Kind.READ:
             if self.reader is not None:
                 call.plan = self.reader.plan(call, facts)
-        elif self.mirror is None and routes_as_write(method.kind) and not self.fleet.single_cluster():
+            elif self.external is not None:
+                call.plan = self.external.plan(call, facts)
+        elif self._read(call) and routes_as_write(method.kind) and not self.fleet.single_cluster():
             raise _refused(call, self.fleet)
         return call
 

@@ -261,6 +261,16 @@ class SiteChanged(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrimaryChanged(Event):
+    """Clusters that replicate among themselves have another primary, or (then it is "") it is not known which."""
+
+    before: str
+    after: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParked(Event):
     """A collection has stopped on one cluster at an entry of the log that it cannot take; an operator has to decide."""
 

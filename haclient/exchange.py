@@ -43,8 +43,8 @@ class Exchange:
         """Make the first try, or go through all layers if somebody is suspected of killing servers."""
         core = self._core
         core._budget.deposit(self._start)
-        if core.mirror is not None and not core._read(self.call):
-            self._go_on(lambda: core._mirrored(self.call))
+        if not core._read(self.call):
+            self._go_on(lambda: core._write(self.call))
         elif core._quarantine.idle and (self.call.plan is None or self.call.plan.quick(self.call)):
             race = core._hedging.begin(self.call, self._tried)
             if self._task is None:

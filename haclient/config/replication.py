@@ -20,7 +20,8 @@ class Replication(Section):
     """How writes reach several clusters. In a file: ``[replication]``."""
 
     #: "none": with several clusters writes are refused. "mirror": every write goes into the log, and from there to all.
-    mode: Literal["none", "mirror"] = "none"
+    #: "external": the clusters replicate among themselves (Milvus CDC), and writes go to the primary.
+    mode: Literal["none", "mirror", "external"] = "none"
     #: The mutation log: path of an SQLite file on a local disk, or etcd://host:port,host:port (addresses of one etcd,
     #: not of a Milvus' own); "" is a process that only reads.
     log: str = ""

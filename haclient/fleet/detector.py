@@ -32,6 +32,8 @@ _MOST_PINGS = 3
 _PINGS_APART_S = 1.0
 #: A timer this late means that our own event loop was blocked: what it shows is ours, not the server's.
 _LATE_S = 0.05
+#: A cluster at another site gets so many times as long to answer a PING.
+_FAR = 4.0
 
 
 @final
@@ -67,7 +69,11 @@ class Detector:
         node.pinging = True
         node.pings += 1
         node.pinged_at = now
-        _Ping(self, node, self._loop, self._settings.ping_timeout_s)
+        _Ping(self, node, self._loop, self._patience_s(node))
+
+    def _patience_s(self, node: Node) -> float:
+        """Return the time in which an endpoint must answer a PING, seconds."""
+        return self._settings.ping_timeout_s * (_FAR if node.cluster.follows else 1.0)
 
     def lost(self, node: Node) -> None:
         """Look at an endpoint that has lost to a hedge."""
@@ -78,7 +84,7 @@ class Detector:
 
     def stalled(self, node: Node) -> None:
         """Open the gate of an endpoint that is not there, and send its calls on where they have somewhere to go."""
-        reason = f"stalled: no answer to a PING within {self._settings.ping_timeout_s * 1e3:.0f} ms"
+        reason = f"stalled: no answer to a PING within {self._patience_s(node) * 1e3:.0f} ms"
         node.last_error = reason
         node.gate.open(reason)
         node.stalled = True

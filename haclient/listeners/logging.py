@@ -32,6 +32,7 @@ _LEVELS: Final[dict[type[Event], int]] = {
     events.LogTrouble: logging.WARNING,
     events.ReseedFailed: logging.WARNING,
     events.SiteChanged: logging.WARNING,
+    events.PrimaryChanged: logging.WARNING,
     events.AsyncLagging: logging.ERROR,
     events.StreamParked: logging.ERROR,
     events.BudgetExhausted: logging.WARNING,
@@ -49,6 +50,8 @@ def level_of(event: Event) -> int:
             return logging.WARNING
         case events.StandingChanged(after=after) if after != "in_sync":
             return logging.WARNING
+        case events.PrimaryChanged(after=""):
+            return logging.ERROR
         case events.AsyncLagging(lagging=False):
             return logging.INFO
         case events.CallFinished(outcome=outcome) if outcome not in {"ok", "error", "cancelled"}:

@@ -132,6 +132,8 @@ class Retrying:
             return False
         if action is Action.BACK_OFF:
             return True
+        if action is Action.ROUTE_CHANGE and call.pin is not None:
+            return False  # who pinned it finds out where it belongs
         if action is Action.REFRESH:
             return call.method.kind is Kind.READ and sum(a.action is action for a in call.attempts) == 1
         if action is Action.WRITE_BLOCKED and call.method.kind is not Kind.READ:

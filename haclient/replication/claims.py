@@ -52,7 +52,7 @@ class Claim(NamedTuple):
 
     def encode(self) -> bytes:
         """Write it as a fact's value."""
-        return orjson.dumps(self)
+        return orjson.dumps([*self])
 
     def row(self) -> Row:
         """Write it as a row of a cluster's marks."""

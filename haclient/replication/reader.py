@@ -103,7 +103,7 @@ class Reader:
 
     def answered(self, call: Call, cluster: str, reply: Reply) -> Reply:
         """Remember who has answered a read; returns the answer without what is ours."""
-        if call.plan is not None:
+        if isinstance(call.plan, Plan):
             call.plan.answered(call, cluster)
         if call.method.name == "ShowCollections" and reply.code == 0:
             reply.message = watermarks.hide(reply.message)

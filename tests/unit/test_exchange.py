@@ -17,7 +17,7 @@ async def test_cancelled_before_its_first_step():
         begun.append(call)
 
     core = SimpleNamespace(
-        mirror=None,
+        _read=lambda call: True,
         loop=asyncio.get_running_loop(),
         fleet=SimpleNamespace(clock=lambda: 0.0),
         _budget=SimpleNamespace(deposit=lambda now: None),
