@@ -122,7 +122,7 @@ class _Witness:
     def count(self, call: Call, outcome: str, duration_s: float) -> None:
         op = _current.get()
         if op is not None and call.method.name in _COUNTED:
-            op.attempts += len(call.attempts)
+            op.attempts += sum(attempt.sent for attempt in call.attempts)
 
 
 def _told(error: Exception) -> str:

@@ -336,7 +336,7 @@ class Fleet:
         return {name.removeprefix(POSITION): Position.decode(fact.value) for name, fact in facts.items()}
 
     async def caught_up(self, patience_s: float = PATIENCE_S) -> str:
-        """Wait until every cluster has all that is in the log now; return what is the matter if one never has, or ""."""
+        """Wait until every cluster has all that is in the log now; return what is the matter if one never has."""
         if not self.topology.log:
             return ""
         head = None

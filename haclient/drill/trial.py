@@ -34,7 +34,7 @@ _LOOK_S: Final = 0.1
 _AFTER_S: Final = 4.0
 #: What a read that showed it is called in a trial.
 _WRONG: Final = {"wrong": "wrong", "phantom": "wrong", "session": "stale", "stale": "stale"}
-#: What a trial's audit counts by itself; anything else that was found makes the clusters count as different.
+#: What a trial's audit counts by itself, and what makes the clusters count as different, if no read but they showed it.
 _AUDITED: Final = ("lost", "resurrected", "duplicate")
 _OF_ROWS: Final = ("diverged", "damaged", "phantom", "keys", "order", "epoch")
 
@@ -250,14 +250,14 @@ class Running:
         )
 
     def _audit(self, history: Iterable[Operation], found: Sequence[Violation]) -> record.Audit:
-        count = {name: sum(one.invariant == name for one in found) for name in (*_AUDITED, *_OF_ROWS)}
+        count = {name: sum(one.invariant == name for one in found) for name in _AUDITED}
         acknowledged = sum(op.outcome == "ok" and bool(op.sets) and op.client != EVERYWHERE for op in history)
         return record.Audit(
             acknowledged=acknowledged,
             lost=count["lost"],
             resurrected=count["resurrected"],
             duplicates=count["duplicate"],
-            differing=sum(count[name] for name in _OF_ROWS),
+            differing=sum(one.op is None and one.invariant in _OF_ROWS for one in found),
             caught_up_s=self._caught_up_s,
             notes=tuple(shown(found)),
         )

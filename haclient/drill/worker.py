@@ -51,7 +51,7 @@ class Order:
         timeout_s: Limit of its calls.
         rate: Calls a second.
         mix: Shares of the kinds of calls.
-        plants: Functions to call first, ``module:function``: the bugs that tests plant.
+        plants: Bugs that tests plant, ``module:bug``; the module's ``plant`` takes the bug's name.
     """
 
     number: int
@@ -205,8 +205,8 @@ def main(load: Load = at_a_rate) -> None:
     """Run one process of the load, as the file that is its argument says."""
     order = Order(**json.loads(Path(sys.argv[1]).read_bytes()))
     for plant in order.plants:
-        module, _, function = plant.partition(":")
-        getattr(importlib.import_module(module), function)()
+        module, _, bug = plant.partition(":")
+        importlib.import_module(module).plant(bug)
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # a traceback for each failed call otherwise
     asyncio.run(_serve(order, load))
 
