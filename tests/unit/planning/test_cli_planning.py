@@ -24,10 +24,11 @@ def run(*line, code=0):
 
 @pytest.fixture
 def drill(tmp_path):
-    """Three faults that last 4 s, led around at once, after 1 s, and not at all; 6 of 300 calls fail for each second."""
+    """Three faults that last 4 s, led around at once, after 1 s, and not at all; 10 calls a second."""
     trials = [
         Trial(
-            scenario="s", engine="lite", seed=seed, seconds=30.0, rate=10.0, faults=[FaultMark("crash", "a", 10.0, 14.0)],
+            scenario="s", engine="lite", seed=seed, seconds=30.0, rate=10.0,
+            faults=[FaultMark("crash", "a", 10.0, 14.0)],
             operations=[
                 Operation("search" if i % 2 else "upsert", i / 10, i / 10, "failed" if 10 <= i / 10 < until else "ok")
                 for i in range(300)
@@ -78,13 +79,10 @@ def test_drill(drill):
 def test_events(tmp_path):
     """They measure MTBF and MTTR."""
     log = tmp_path / "proxy.log"
+    changed = {"event": "EndpointChanged", "endpoint": "e"}
     lines = [("00:00", "up"), ("10:00", "down"), ("11:00", "up")]
     log.write_text(
-        "".join(
-            json.dumps({"time": f"2026-11-01T{t}:00.000Z", "event": "EndpointChanged", "endpoint": "e", "after": a})
-            + "\n"
-            for t, a in lines
-        )
+        "".join(json.dumps({"time": f"2026-11-01T{t}:00.000Z", **changed, "after": a}) + "\n" for t, a in lines)
     )
     found = run("--events", log, "--json")
     assert (found["setting"]["reads"]["mtbf_s"], found["setting"]["reads"]["mttr_s"]) == (36_000.0, 3_600.0)
