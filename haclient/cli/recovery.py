@@ -177,7 +177,7 @@ def verify_(
 @backup_app.command()
 def prune(
     url: UrlArgument,
-    keep_last: Annotated[int, typer.Option(help="How many of the newest full backups to keep.", min=0)] = 0,
+    keep_last: Annotated[int, typer.Option(help="How many of the newest to keep, incremental ones too.", min=0)] = 0,
     keep_days: Annotated[float, typer.Option(help="Age up to which all are kept, days.", min=0.0)] = 0.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
