@@ -241,7 +241,7 @@ class _Full:
         await in_thread(self._journal.save, place)
         try:
             await self._dump(place).run()
-        except SiteFailed:
+        except (CallError, SiteFailed):
             if log is None or place.stream not in await self._stale():
                 raise
             # It was changed while it was read: it is read again.

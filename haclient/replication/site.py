@@ -243,7 +243,9 @@ class Site:
         try:
             yield True
         finally:
-            await self.change(structure.release(shape.collection, shape.database), shape.database)
+            now = await self.shape(shape.database, shape.collection)
+            if now is not None and now.id == shape.id:  # not another one that bears its name by now
+                await self.change(structure.release(shape.collection, shape.database), shape.database)
 
     # Writing.
 

@@ -35,7 +35,7 @@ from tests.unit.recovery.backups import (
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dump, "FILE_BYTES", 10_000)
+    monkeypatch.setattr(dump, "FILE_BYTES", 5_000)
 
 
 async def quiet(fleet: Fleet) -> tuple[int, dict[Any, Any]]:
@@ -116,14 +116,13 @@ async def collections_change(fleet: Fleet, rng: random.Random) -> None:
     await some("DropAlias", drop_alias("latest"))
     await some("DropCollection", drop("docs"))
     await fleet.make("docs", {2: "another one"}, "one")
-    await some("CreateAlias", alias("docs", "latest"))
-    await some("ReleaseCollection", milvus_pb2.ReleaseCollectionRequest(collection_name="docs").SerializeToString())
     await some("RenameCollection", rename("old", "older"))
     await some("RenameCollection", rename("docs", "old"))
     await some("RenameCollection", rename("older", "docs"))
     await some("Upsert", memory.rows("docs", {3: "under its new name", 4: "too"}))
     await some("Upsert", memory.rows("old", {5: "under its new name"}))
-    await some("LoadCollection", memory.load("old"))
+    await some("CreateAlias", alias("docs", "latest"))
+    await some("ReleaseCollection", milvus_pb2.ReleaseCollectionRequest(collection_name="old").SerializeToString())
 
 
 async def test_a_backup_of_a_quiet_cluster_without_a_log_is_of_one_moment(tmp_path: Path) -> None:
@@ -175,16 +174,18 @@ async def test_a_backup_that_is_killed_again_and_again_reads_no_whole_file_twice
 
         def whole() -> dict[str, tuple[int, int]]:
             """Files that the journals name: they must not change any more."""
-            places = [place for head in journal.unfinished(store) for place in journal.Journal(store, head).places()]
-            files = [tmp_path / "backups" / head.id / file.path for place in places for file in place.files]
+            found = [(head.id, journal.Journal(store, head).places()) for head in journal.unfinished(store)]
+            named = [(name, file.path) for name, places in found for place in places for file in place.files]
+            files = [tmp_path / "backups" / name / path for name, path in named]
             return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
         async def count(cluster: str, method: str) -> None:
             nonlocal read
-            read += method == "Query"
-            if read % 40 == 0:
-                work.cancel()
-                await asyncio.sleep(60)
+            if method == "Query":
+                read += 1
+                if read % 9 == 0:
+                    work.cancel()
+                    await asyncio.sleep(60)
 
         fleet.clusters.asked = count
         while kills < 100:
@@ -193,8 +194,8 @@ async def test_a_backup_that_is_killed_again_and_again_reads_no_whole_file_twice
             if not work.cancelled():
                 break
             kills += 1
-            assert sizes.items() <= (now := whole()).items()
-            sizes = now
+            before, sizes = sizes, whole()
+            assert before.items() <= sizes.items()
             (head,) = journal.unfinished(store)
         fleet.clusters.asked = None
         made = work.result()
@@ -218,13 +219,13 @@ async def test_a_restore_that_is_killed_again_and_again_writes_no_whole_file_twi
         await fleet.write("Delete", memory.delete("notes", range(7)))
         await incremental(tmp_path, fleet)
         wanted = (await quiet(fleet))[1]
-    new, written, kills = MemoryClusters("new"), 0, 0
+    new, written, kills, rng = MemoryClusters("new"), 0, 0, random.Random(1)
 
     async def hook(cluster: str, method: str, message: bytes) -> Delivery | None:
         nonlocal written
         if method == "Upsert":
             written += milvus_pb2.UpsertRequest.FromString(message).num_rows
-        if len(new.sent) % 12 == 0:
+        if rng.random() < 0.1:
             work.cancel()
             await asyncio.sleep(60)
         return None
@@ -240,7 +241,7 @@ async def test_a_restore_that_is_killed_again_and_again_writes_no_whole_file_twi
     assert kills > 2
     assert told(new.servers["new"]) == wanted
     # Rows that were written over are written once, in their last form; at most a file of each writer is done again.
-    assert 2_993 <= written <= 2_993 + kills * 2 * 150
+    assert 2_993 <= written <= 2_993 + kills * 2 * 500
     assert not list((tmp_path / "backups").glob("restore-*"))
 
 
@@ -310,7 +311,7 @@ async def test_what_every_cluster_refused_is_not_restored(tmp_path: Path) -> Non
 async def test_an_incremental_backup_needs_a_backup_of_this_log_that_it_still_reaches(tmp_path: Path) -> None:
     async with Fleet("a") as fleet:
         await fleet.make("docs", {1: "one"})
-        with pytest.raises(ConfigError, match="there is none. Make a full one first"):
+        with pytest.raises(ConfigError, match=r"there is none\. Make a full one"):
             await incremental(tmp_path, fleet)
         made = await full(tmp_path, fleet)
         assert await incremental(tmp_path, fleet) is None
@@ -318,7 +319,7 @@ async def test_an_incremental_backup_needs_a_backup_of_this_log_that_it_still_re
         for turn in range(10):
             await fleet.write("Upsert", memory.rows("docs", {turn: "one"}))
         await fleet.log.trim((made.seq or 0) + 5)
-        with pytest.raises(ConfigError, match="make a full backup. The log keeps what comes after"):
+        with pytest.raises(ConfigError, match=r"make a full backup\. The log keeps what comes after"):
             await incremental(tmp_path, fleet)
     async with Fleet("a") as other:
         await other.make("docs", {1: "one"})
