@@ -1,9 +1,9 @@
 """What a backup is: its folder, and the manifest that says what must be in it.
 
-    <id>/rows/<database>/<collection>/<partition>/00000.parquet   rows
-    <id>/log/00000.parquet                                        entries of the mutation log
-    <id>/SHA256SUMS                                               of all files, the manifest too, for ``sha256sum -c``
-    <id>/manifest.json                                            written last
+    <id>/rows/<database>/<collection>/partition=<name>/00000.parquet    rows
+    <id>/log/00000.parquet                                              entries of the mutation log
+    <id>/SHA256SUMS                                                     of all files and the manifest: ``sha256sum -c``
+    <id>/manifest.json                                                  written last
 
 Decision made here: a folder is a backup once it has a manifest, which is written last and deleted first; until then it
 is one that was cut off. Every file is named in the manifest with its SHA-256, and the manifest's own stands beside it.
@@ -249,9 +249,15 @@ def new_id(at: datetime, rng: random.Random) -> str:
 
 
 def rows_path(database: str, collection: str, partition: str, number: int) -> str:
-    """Return the path of a collection's rows, below the backup's folder."""
-    parts = (database or DEFAULT_DATABASE, collection, partition or "_all")
-    return f"rows/{'/'.join(quote(part, safe='') for part in parts)}/{number:05}.parquet"
+    """Return the path of a collection's rows, below the backup's folder.
+
+    Partitions are written as other programs know them (``partition=_default``); most of these pass over folders whose
+    names begin with ``_``.
+    """
+    folders = [quote(name, safe="") for name in (database or DEFAULT_DATABASE, collection)]
+    if partition:
+        folders.append(f"partition={quote(partition, safe='')}")
+    return f"rows/{'/'.join(folders)}/{number:05}.parquet"
 
 
 def log_path(number: int) -> str:

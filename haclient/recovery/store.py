@@ -31,7 +31,7 @@ from haclient.recovery.errors import BackupDamaged, StoreFailed
 
 #: Ending of files that are being written; one that is left behind was cut off.
 PART: Final = ".part"
-_PART_OF_PATH: Final = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
+_PART_OF_PATH: Final = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~=-]*")
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -127,7 +127,7 @@ def _without_secrets(url: str) -> str:
 class Store:
     """A folder or a bucket; made by `open_store`.
 
-    Paths are relative to its root, of parts of letters, digits and ``._%~-`` between slashes.
+    Paths are relative to its root, of parts of letters, digits and ``._%~=-`` between slashes.
 
     Every method may raise:
         StoreFailed: The storage could not be reached, or refused.

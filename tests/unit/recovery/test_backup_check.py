@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import run
 
+import duckdb
+import pandas as pd
 import pytest
 from written_backups import full, incremental
 
@@ -16,7 +18,7 @@ from haclient.recovery.manifest import MANIFEST, SUMS, chain, finish, list_backu
 from haclient.recovery.rows import read_rows
 from haclient.recovery.store import Store, open_store
 
-ROWS = "rows/default/docs/_default/00000.parquet"
+ROWS = "rows/default/docs/partition=_default/00000.parquet"
 LOG = "log/00000.parquet"
 
 
@@ -101,7 +103,7 @@ def test_files_that_were_exchanged_are_both_named(store: Store, tmp_path: Path) 
 
 def test_a_file_that_nobody_wrote_is_named(store: Store, tmp_path: Path) -> None:
     full(store)
-    stranger = tmp_path / "full" / "rows" / "default" / "docs" / "_default" / "00002.parquet"
+    stranger = tmp_path / "full" / "rows" / "default" / "docs" / "partition=_default" / "00002.parquet"
     stranger.write_bytes(b"x")
     (problem,) = verify(store, "full").problems
     assert str(stranger) in problem
@@ -217,8 +219,22 @@ def test_a_storage_that_fails_is_no_damage(store: Store, tmp_path: Path) -> None
 
 
 def test_left_overs_of_a_job_that_was_cut_off_are_gone_when_it_is_finished(store: Store) -> None:
-    store.write("full/rows/default/docs/_default/00007.parquet", b"half")
+    store.write("full/rows/default/docs/partition=_default/00007.parquet", b"half")
     store.write("full/progress.json", b"{}")
     full(store)
     assert verify(store, "full").well
     assert not store.exists("full/progress.json")
+
+
+def test_other_programs_read_a_collection_by_its_folder(store: Store, tmp_path: Path) -> None:
+    """Most of them pass over folders and files whose names begin with an underscore, as partitions' names do."""
+    full(store)
+    folder = tmp_path / "full" / "rows" / "default" / "docs"
+    frame = pd.read_parquet(folder)
+    assert sorted(frame["id"]) == list(range(30))
+    assert set(frame["partition"]) == {"_default"}
+    near = f"list_cosine_distance(vector, [{', '.join('1' * 16)}]::FLOAT[])"
+    with duckdb.connect() as base:
+        rows = base.sql(f"SELECT id, partition, {near} AS d FROM '{folder}/**/*.parquet' ORDER BY d").fetchall()
+    assert len(rows) == 30
+    assert {row[1] for row in rows} == {"_default"}
