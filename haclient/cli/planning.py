@@ -104,7 +104,10 @@ def plan(
             raise typer.BadParameter(f"write the options behind {context.invoked_subcommand}")
         return
     with _told():
-        seen = _failures(events, prometheus, window) if events or prometheus else None
+        measure = bool(events or prometheus)
+        if measure and mtbf is not None and mttr is not None:
+            raise ConfigError("arguments: --mtbf and --mttr leave nothing to measure; drop them, or the other option")
+        seen = _failures(events, prometheus, window) if measure else None
         rehearsed = failovers(_results(drill)) if drill else None
         mtbf_s, mttr_s = _first(mtbf, seen and seen.mtbf_s), _first(mttr, seen and seen.mttr_s)
         behaviour = Behaviour(

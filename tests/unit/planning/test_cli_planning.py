@@ -101,6 +101,7 @@ def test_events(tmp_path):
         ((*GIVEN, "--copies", "0"), "--copies"),
         ((*GIVEN, "--drill", "/nowhere.json"), "/nowhere.json: No such file"),
         (("--events", "/nowhere.log"), "events /nowhere.log: No such file"),
+        ((*GIVEN, "--events", "/x"), "leave nothing to measure"),
         (("--events", "/x", "--prometheus", "http://x"), "give one of them"),
         (("--prometheus", "x"), "prometheus: is not an address"),
         (("--beta", "3%", "slo", "--target", "99%"), "write the options behind slo"),
@@ -116,6 +117,12 @@ def test_wrong_input(line, message):
     """One message that says what to write, no traceback, exit code 2."""
     text = re.sub(r"[│\s]+", " ", run(*line, code=2))
     assert message in text
+
+
+def test_prometheus_that_gives_no_answer():
+    """That is not the input's fault: exit code 1."""
+    for line in ((), ("slo", "--target", "99%")):
+        assert "cannot be asked" in run(*line, "--prometheus", "http://127.0.0.1:1", code=1)
 
 
 def test_budget():
