@@ -23,6 +23,7 @@ from pymilvus.exceptions import MilvusException
 from haclient import acknowledge, errors
 from haclient.call import Metadata, Method, Reply
 from haclient.milvus import methods
+from haclient.milvus.status import peek
 
 H = TypeVar("H")
 
@@ -165,6 +166,9 @@ def message_of(method: Method, reply: Reply, deserialize: Callable[[bytes], Any]
     """Parse a reply; one that is a refusal is raised."""
     if reply.code:
         raise _refusal(method, reply)
+    # pymilvus' asynchronous client takes every answer to a Delete for a success.
+    if method.name == "Delete" and (status := peek(method, reply.message)) is not None:
+        raise MilvusException(status.code, status.reason)
     return deserialize(reply.message)
 
 
