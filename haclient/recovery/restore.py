@@ -122,6 +122,7 @@ class _Restoring:
     async def run(self) -> Advance:
         """Restore everything."""
         lives = await in_thread(self._read_log)
+        await self._target.settle()
         where = {life: self._new_name(stream) for stream, life in lives.items()}
         refills = await self._prepare(where)
         await self._make_databases(where)
@@ -197,7 +198,8 @@ class _Restoring:
         """See that nothing is in the way but what an earlier run of this restore has made."""
         site = self._target.sites()[0]
         there = set(await site.catalogue())
-        aliases = {(to[0], alias): of for to in where.values() for alias, of in (await site.aliases(to[0])).items()}
+        databases = {to[0] for to in where.values()}.intersection(await site.databases())
+        aliases = {(name, alias): of for name in databases for alias, of in (await site.aliases(name)).items()}
         own = self._aliases(where)
         taken = []
         for name in where.values():
