@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from haclient.drill.figures import PHASES, SIDES, Latency, Phase, Side, longest
@@ -110,7 +110,7 @@ def over_trials(seen: Series) -> list[Row]:
     rows = [_row("Availability", _turned(spread(shares)), percent, percent(least) if least else "")]
     rows += [_timed(times) for times in seen.times()]
     most = seen.scenario.expect.extra_load
-    rows.append(_row("Requests per call, to before", spread(loads), _times, _times(most) if most else ""))
+    rows.append(_row("Extra load, in requests per call", spread(loads), _times, _times(most) if most else ""))
     return [row for row in rows if row is not None]
 
 
@@ -178,17 +178,15 @@ def _times(load: float) -> str:
 
 
 def _timed(times: Times) -> Row | None:
-    limit = "" if times.limit is None else seconds(times.limit)
-    row = _row(times.name, times.spread, seconds, limit)
-    return row and Row(row.name, row.median, row.interval, row.worst, limit, _histogram(times))
+    row = _row(times.name, times.spread, seconds, "" if times.limit is None else seconds(times.limit))
+    return row and replace(row, histogram=_histogram(times))
 
 
 def _row(name: str, found: Spread | None, told: Callable[[float], str], limit: str) -> Row | None:
     if found is None:
         return None
-    interval = "" if found.low is None or found.high is None else f"{told(found.low)} to {told(found.high)}"
-    if told(found.low or 0.0) == told(found.high or 0.0):
-        interval = interval and told(found.median)
+    ends = [] if found.low is None or found.high is None else [told(found.low), told(found.high)]
+    interval = " to ".join(dict.fromkeys(ends))
     return Row(name, told(found.median), interval, told(found.worst), limit, None)
 
 
