@@ -234,7 +234,8 @@ class Applying:
 
     async def _judge(self, batch: Batch, delivery: Delivery) -> Verdict:
         """Find out what becomes of an entry that this cluster refuses; its stream waits meanwhile."""
-        if self._term.position.follows:
+        after = self._term.position.follows
+        if after is not None and batch.last > after:
             return Verdict.PARK  # a cluster that counts has it
         log, tries, revision = self._shared.log, 0, 0
         members = self._shared.clusters.members()

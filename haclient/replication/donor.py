@@ -42,7 +42,7 @@ async def choose(log: MutationLog, clusters: Clusters, cluster: str = "", wanted
     if not fit:
         what, other = (f"copy {cluster}", "other one") if cluster else ("read", "one")
         raise SiteFailed(f"there is no cluster to {what} from: no {other} is in sync and in rotation")
-    return wanted or min(fit, key=lambda name: (fit[name].follows, len(fit[name].parked), -fit[name].low))
+    return wanted or min(fit, key=lambda name: (fit[name].follows is not None, len(fit[name].parked), -fit[name].low))
 
 
 async def caught_up(

@@ -64,7 +64,8 @@ class Position:
             Whoever takes over has to let them come to rest.
         epoch: Epoch of the lease of whoever wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
-        follows: It begins only what a cluster that counts has, and says so before it goes on otherwise; see `roles`.
+        follows: None if it counts. Else it begins above this entry only what a cluster that counts has, and says so
+            before it goes on otherwise; up to it, it may have begun anything while it counted. See `roles`.
         marked: What ``low`` was when the cluster's own mark was last written into it; see `watermark.lost`.
     """
 
@@ -78,7 +79,7 @@ class Position:
     epoch: int = 0
     blocked: str = ""
     marked: int = 0
-    follows: bool = False
+    follows: int | None = None
 
     def applied(self, stream: Stream) -> int:
         """Return the highest seq up to which every entry of a stream is done."""
@@ -125,7 +126,7 @@ class Position:
                 epoch=known["epoch"],
                 blocked=known["blocked"],
                 marked=known["marked"],
-                follows=known.get("follows", False),
+                follows=known.get("follows"),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a position: {error!r}") from None

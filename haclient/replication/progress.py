@@ -131,7 +131,7 @@ class Progress:
     def follows(self, cluster: str) -> bool:
         """Say whether a cluster is known to follow others, at another site."""
         position = self.positions.get(cluster)
-        return position is not None and position.follows
+        return position is not None and position.follows is not None
 
     def blocked(self, cluster: str) -> str:
         """Return why a cluster takes no writes at present, "" if it does."""

@@ -8,8 +8,8 @@ from what every cluster has written, changed by compare-and-set against the posi
   that comes back says so durably before it reads which entries are void, so it cannot begin one in between;
 * else somebody is still at it: wait.
 
-Who follows the others at another site is not waited for. But what it has, or may have begun before it followed, is not
-void.
+Who follows the others at another site is not waited for. But what it has, or may have begun while it counted, is not
+void: if it is away, the one that refuses is parked.
 
 Who is away counts only if it would refuse it, too: not if the cluster that refuses lacks the collection, which those
 that are away may well have. A cluster that has lost its disk would else talk everybody out of what was acknowledged.
@@ -104,15 +104,18 @@ def settle(
             continue  # it becomes what its donor is
         if position.applied(stream) >= seq:
             return Verdict.PARK, []
-        if name in following and (position.follows or position.standing is Standing.AWAY):
-            if position.begun >= seq:
-                return Verdict.PARK, []
-            if not position.follows:
+        away = position.standing is Standing.AWAY
+        if name in following and (away or position.follows is not None):
+            if (position.begun if position.follows is None else position.follows) >= seq:
+                if away:
+                    return Verdict.PARK, []
+                waiting = True
+            elif position.follows is None:
                 relied.append(name)
             continue
         parked = position.parked.get(stream)
-        away = position.standing is Standing.AWAY and position.begun < seq and not lacks
-        if away or (parked is not None and parked.reason):
+        unbegun = away and position.begun < seq and not lacks
+        if unbegun or (parked is not None and parked.reason):
             relied.append(name)
         else:
             waiting = True

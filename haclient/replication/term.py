@@ -66,7 +66,7 @@ class Term:
         self._lease = lease
         self._unclean_s = position.open
         doubtful = max(position.begun, head) if position.open else position.begun
-        if not position.follows:  # what follows begins nothing that may still become void
+        if position.follows is None:  # what follows begins nothing that may still become void
             position.begun = doubtful
         self._schedule = Schedule(position, doubtful, self._may_apply)
         self._applying = Applying(shared, cluster, self)
@@ -112,7 +112,9 @@ class Term:
         return self._shared.roles.follows(self.member())
 
     def _may_apply(self, entry: Entry) -> bool:
-        return not self.position.follows or self._shared.has(entry.mutation.stream, entry.seq)
+        after, seq = self.position.follows, entry.seq
+        settled = seq in self._shared.void or self._shared.has(entry.mutation.stream, seq)
+        return after is None or seq <= after or settled
 
     def moved(self) -> None:
         """Tell everybody how far the cluster is now."""
@@ -175,11 +177,12 @@ class Term:
             self._wake.clear()
             if self.member().drained:
                 self.trouble("drained by the operator")
-            if self.position.follows is not self.follows():
+            if self.follows() is (self.position.follows is None):
                 self.trouble("it is decided anew whether it counts")
             if self._trouble:
                 await self._recover()
             await self._obey()
+            self._pass_void()
             if self._may_begin():
                 self._applying.begin()
             if not await self._feed():
@@ -228,6 +231,13 @@ class Term:
             shared.complain(error)
             shared.decided.add(self._cluster)
 
+    def _pass_void(self) -> None:
+        """Go on with streams that stopped at what has turned out to be void since."""
+        for stream, parked in list(self.position.parked.items()):
+            if parked.reason and parked.seq in self._shared.void:
+                self._schedule.resume(stream)
+                self.moved()
+
     # A cluster that does not answer.
 
     async def _recover(self) -> None:
@@ -250,7 +260,8 @@ class Term:
         self._trouble = ""
         self._whole = False
         self._loss.begin()
-        self.position.follows = self.follows()
+        if self.follows() is (self.position.follows is None):
+            self.position.follows = self.position.begun if self.follows() else None
         await self._stand(Standing.IN_SYNC, "it answers")
         await self._read_void()
 

@@ -18,6 +18,7 @@ and which cursed entries are void (users must have been told the same).
     keys        keys made for users are unique, and the answer names those of the rows
     filter      a delete by expression deletes what matches when it is made, and nothing else
     lease       nothing is sent to a cluster but by the holder of its lease, while it runs
+    follow      a cluster at another site is sent nothing that no cluster that counts has carried out
     drained     nothing is sent to a cluster that the operator has taken out
     parked      a stream stops only where a cluster refuses it or dies of it, and no other stream waits for it
     deadline    no write outlives its deadline
@@ -44,12 +45,13 @@ from haclient.replication.applier import APPLY
 from haclient.replication.log import Stream
 from haclient.replication.position import POSITION, Position, Standing
 from haclient.replication.refusals import REFUSED, Refusal
+from haclient.replication.roles import Roles
 from haclient.replication.token import seq_of
 from tests.servers.memory_log import MemoryStore
 from tests.simulation.replication import milvus
 from tests.simulation.replication.processes import Process
 from tests.simulation.replication.reference import Reference, written
-from tests.simulation.replication.scenario import GENEROUS_S, Operation, Scenario
+from tests.simulation.replication.scenario import FAR, GENEROUS_S, Operation, Scenario
 from tests.simulation.replication.world import Flight, Server, World
 from tests.simulation.replication.world import marks as marks_of
 
@@ -96,6 +98,7 @@ class Checker:
         self.holders: dict[str, Process] = {}
         self.void: set[int] = set()
         self.drained_at: dict[str, float] = {}
+        self.failed_over_at = float("-inf")
         #: Whether a process has died or was stopped.
         self.restless = False
         #: Marks of what some cluster refuses or dies of.
@@ -164,6 +167,10 @@ class Checker:
             self.world.violated("lease", f"{flight} to {server.name}: it is not the holder of the lease")
         elif held is None or held.until is None or now >= held.until:
             self.world.violated("lease", f"{flight} to {server.name}: its lease is over")
+        if server.name == FAR and not self.scenario.failovers:
+            carried = set().union(*(self.world.servers[name].carried for name in self.scenario.main))
+            if not carried >= marks_of(flight.method.name, flight.message):
+                self.world.violated("follow", f"{flight} to {server.name}: nobody who counts has it")
         if server.drained and now > max(self.drained_at[server.name], flight.process.since) + _DRAIN_S:
             self.world.violated("drained", f"{flight} to {server.name}")
 
@@ -173,6 +180,8 @@ class Checker:
         marks = marks_of(entry.mutation.method, entry.mutation.message) if entry is not None else frozenset()
         causes = {c for operation, c, _ in self.scenario.curses if not marks.isdisjoint(operation.marks)}
         server = self.world.servers[cluster]
+        if self.scenario.failovers:
+            return  # what a cluster that is away may have since it counted, another one may refuse
         died = entry is not None and server.losses.get(frozenset(marks) or entry.mutation.message, 0) > 1
         if cluster not in causes and not died:
             self.world.violated("parked", f"{cluster} has stopped at {seq}: {reason}")
@@ -237,7 +246,10 @@ class Checker:
             s.emptied for s in self.world.servers.values()
         ):
             return
-        servers = [one for one in self.world.servers.values() if not one.drained]
+        if self.failed_over_at >= record.start:
+            return
+        counted = {member.name for member in Roles.of(self.store.facts).counted(self.world.members)}
+        servers = [one for one in self.world.servers.values() if not one.drained and one.name in counted]
         need = {"one": 1, "quorum": len(servers) // 2 + 1, "all": len(servers)}[level]
         stream = entry.mutation.stream
         rows = written(entry.mutation.method, entry.mutation.message) if record.operation.kind == "rows" else ()
@@ -267,7 +279,12 @@ class Checker:
         if self.void or self.reference.refused:
             return  # who refuses waits for what the others say, and what follows in that collection waits, too
         level, scenario = self._level(record), self.scenario
-        if (scenario.safe and level in ("log", "one")) or not (scenario.faults or scenario.curses):
+        if scenario.failovers:
+            return
+        # What happens to who follows concerns nobody.
+        troubles = [one for one in scenario.faults if one.who != FAR]
+        troubled = troubles or any(cluster != FAR for _, cluster, _ in scenario.curses)
+        if (scenario.safe and level in ("log", "one")) or not troubled:
             self.world.violated("success", f"{operation} at {level}, {self.scenario.safe} was well: {record.text}")
 
     # When everything is over.

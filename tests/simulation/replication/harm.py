@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from haclient.replication.roles import decided
 from tests.simulation.replication import world as states
 from tests.simulation.replication.client import Client
 from tests.simulation.replication.processes import Process
@@ -24,6 +25,7 @@ class Harm:
         """Let them come."""
         run = self._run
         self._ahead = [run.world.later(fault.at, self._happen, fault) for fault in run.scenario.faults]
+        self._ahead += [run.world.later(at, self._fail_over, counted) for at, counted in run.scenario.failovers]
 
     def curse(self) -> None:
         """Have clusters refuse, or die of, what they are to."""
@@ -64,6 +66,13 @@ class Harm:
             self._process(fault)
         else:
             self._server(fault)
+
+    def _fail_over(self, counted: tuple[str, ...]) -> None:
+        """Decide who counts, as an operator does who does not wait."""
+        run = self._run
+        run.world.say(f"from now on {', '.join(counted)} count")
+        run.checker.failed_over_at = run.loop.time()
+        assert run.store.put(decided(run.world.members, counted), {}, None)
 
     # Clusters.
 

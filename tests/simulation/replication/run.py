@@ -18,7 +18,7 @@ from tests.simulation.replication.client import Client
 from tests.simulation.replication.harm import Harm
 from tests.simulation.replication.processes import Process, Processes
 from tests.simulation.replication.reads import Read
-from tests.simulation.replication.scenario import Operation, Scenario, draw
+from tests.simulation.replication.scenario import FAR, Operation, Scenario, draw
 from tests.simulation.replication.world import World
 from tests.virtual_time import Deadlock
 
@@ -82,7 +82,7 @@ class Run:
         self.scenario = scenario
         self.loop = loop
         self.rng = random.Random(scenario.seed + 1)
-        self.world = World(loop, self.rng, scenario.clusters, trace)
+        self.world = World(loop, self.rng, scenario.main, FAR if scenario.far else "", trace)
         self.store = MemoryStore()
         self.checker = Checker(scenario, self.world, self.store)
         self.clients = [Client(self, i) for i in range(scenario.processes)]

@@ -22,6 +22,8 @@ GENEROUS_S: Final = 4.0
 _KEYS: Final = 8
 ACKS: Final = get_args(Ack)
 _OPERATIONS: Final = 12
+#: The cluster at another site.
+FAR: Final = "F"
 #: Sessions of each process.
 SESSIONS: Final = 2
 
@@ -110,6 +112,15 @@ class Scenario:
     faults: list[Fault] = field(default_factory=list)
     #: Operations that one cluster refuses for good, or that kill it: operation, cluster, "refuses" or "dies".
     curses: list[tuple[Operation, str, str]] = field(default_factory=list)
+    #: Whether there is another cluster, `FAR`, that follows the others.
+    far: bool = False
+    #: When which clusters count from then on: once the far one, and back again.
+    failovers: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The clusters that count at first."""
+        return tuple("ABC"[: self.clusters])
 
 
 SETTINGS: Final = {
@@ -148,7 +159,26 @@ def draw(seed: int) -> Scenario:
     _reads(scenario, roll, span)
     if roll() > 0.08:
         _faults(scenario, roll, span)
+    _site(scenario, random.Random(-1 - seed).random, span)
     return scenario
+
+
+def _site(scenario: Scenario, roll: _Roll, span: float) -> None:
+    """Have another site or not, with faults and failovers of its own."""
+    scenario.far = roll() < 0.3
+    if not scenario.far:
+        return
+    for _ in range(int(roll() * 3)):
+        what = _SERVER_FAULTS[int(roll() * len(_SERVER_FAULTS))]
+        scenario.faults.append(Fault(span * roll(), what, FAR, 0.03 + 1.2 * roll() * roll()))
+    able = [one for _, _, one in scenario.operations if one.marks]
+    if able and roll() < 0.1 and not any(one.method == "CreateAlias" for _, _, one in scenario.operations):
+        scenario.curses.append((able[int(roll() * len(able))], FAR, "refuses"))
+    if roll() < 0.5:
+        at = span * roll()
+        scenario.failovers.append((at, (FAR,)))
+        if roll() < 0.6:
+            scenario.failovers.append((at + span * roll(), scenario.main if roll() < 0.7 else (*scenario.main, FAR)))
 
 
 def prologue(scenario: Scenario) -> None:

@@ -144,6 +144,8 @@ class Server:
         self.refuses: set[Any] = set()
         self.dies_of: set[Any] = set()
         self.armed = ""
+        #: Marks of what it has carried out.
+        self.carried: set[Any] = set()
         #: How often the connection died under a request, by its marks or (without any) its bytes.
         self.losses: dict[Any, int] = {}
         self.life = 0
@@ -278,6 +280,7 @@ class Server:
             if self.refuses and not self.refuses.isdisjoint(marks(name, flight.message)):
                 raise Refused(1100, "the length exceeds max length of the field")
             reply = self.milvus.execute(name, flight.message, flight.database)
+            self.carried |= marks(name, flight.message)
             if twice := self.milvus.twice:
                 world.violated("duplicate", f"{self.name} has keys {sorted(twice)} twice after {flight}")
                 twice.clear()
@@ -307,17 +310,19 @@ class World:
     """All servers, and what was seen of a run.
 
     Attributes:
+        far: Name of the cluster that follows the others as configured, "" if there is none.
         violations: What did not hold: the invariant, and what happened.
         members: The fleet as every process sees it.
         sent: Looks at each request that sets out.
     """
 
-    def __init__(self, loop: Processes, rng: random.Random, clusters: int, trace: bool) -> None:
+    def __init__(self, loop: Processes, rng: random.Random, clusters: Sequence[str], far: str, trace: bool) -> None:
+        self.far = far
         self.loop = loop
         self.draw = rng.random
         self.trace = trace
         self.violations: list[tuple[str, str]] = []
-        self.servers = {name: Server(self, name) for name in "ABC"[:clusters]}
+        self.servers = {name: Server(self, name) for name in (*clusters, *filter(None, (far,)))}
         self.members: list[Member] = []
         self.look()
         self.sent: Callable[[Flight], None] = lambda flight: None
@@ -342,7 +347,9 @@ class World:
 
     def look(self) -> None:
         """Note who is drained."""
-        self.members = [Member(one.name, one.drained, Flavour.REAL, "2.3.5") for one in self.servers.values()]
+        self.members = [
+            Member(one.name, one.drained, Flavour.REAL, "2.3.5", one.name == self.far) for one in self.servers.values()
+        ]
 
     def died(self, process: Process) -> None:
         """Cut the connections of a process that is gone."""

@@ -61,7 +61,7 @@ def test_what_is_settled_stays_settled() -> None:
 
 
 def test_who_follows_is_not_waited_for() -> None:
-    positions = {"x": Position(low=4), "far": Position(low=2, begun=4, follows=True)}
+    positions = {"x": Position(low=4), "far": Position(low=2, begun=7, follows=0)}
     assert settle(refused_by("x"), positions, "x", A, 5, following=["far"]) == (Verdict.VOID, [])
     assert settle(refused_by("x"), positions, "x", A, 5, lacks=True, following=["far"]) == (Verdict.VOID, [])
     assert settle(refused_by("x"), positions, "x", A, 5) == (Verdict.WAIT, []), "it counts by now"
@@ -75,9 +75,10 @@ def test_what_a_cluster_has_or_may_have_since_it_counted_is_not_void() -> None:
     assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.VOID, ["old"])
     positions["old"] = Position(low=4, begun=5, standing=Standing.AWAY)
     assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.PARK, [])
-    positions["old"] = Position(low=4, begun=5, follows=True)
-    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.PARK, [])
-    positions["old"] = Position(low=5, follows=True)
+    positions["old"] = Position(low=4, begun=5, follows=5)
+    assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.WAIT, [])
+    assert settle(refused_by("x", "old"), positions, "x", A, 5, following=["old"]) == (Verdict.VOID, [])
+    positions["old"] = Position(low=5, follows=3)
     assert settle(refused_by("x"), positions, "x", A, 5, following=["old"]) == (Verdict.PARK, [])
 
 
@@ -89,7 +90,7 @@ def test_a_failover_meanwhile_is_taken_into_account() -> None:
         log = MemoryLog(store)
         await log.open()
         far = Member("far", asynchronous=True)
-        positions = {"x": Position(low=4), "far": Position(low=4, follows=True)}
+        positions = {"x": Position(low=4), "far": Position(low=4, follows=0)}
         await log.put({f"{POSITION}{name}": one.encode() for name, one in positions.items()})
         turned = False
 
