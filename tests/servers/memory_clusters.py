@@ -101,6 +101,7 @@ class MemoryClusters:
     Attributes:
         servers: By name.
         down: Those that do not answer.
+        asynchronous: Those that are configured to follow the others.
         hook: See `Hook`.
         asked: Sees (cluster, method) of a read before it is answered.
         sent: Every change that was delivered: cluster and method.
@@ -110,6 +111,7 @@ class MemoryClusters:
     def __init__(self, *names: str) -> None:
         self.servers = {name: PagedMilvus(i) for i, name in enumerate(names)}
         self.drained: set[str] = set()
+        self.asynchronous: set[str] = set()
         self.down: set[str] = set()
         self.hook: Hook | None = None
         self.asked: Callable[[str, str], Awaitable[None]] | None = None
@@ -117,7 +119,10 @@ class MemoryClusters:
         self.step_s = _STEP_S
 
     def members(self) -> Sequence[Member]:
-        return [Member(name, name in self.drained, Flavour.REAL, "2.3.5") for name in self.servers]
+        return [
+            Member(name, name in self.drained, Flavour.REAL, "2.3.5", name in self.asynchronous)
+            for name in self.servers
+        ]
 
     async def deliver(self, cluster: str, method: Method, message: bytes, database: str, timeout_s: float) -> Delivery:
         await asyncio.sleep(self.step_s)

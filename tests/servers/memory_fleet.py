@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Collection
 from typing import Any
 
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
@@ -25,10 +26,11 @@ SETTINGS = Replication(mode="mirror", log="memory", batch_bytes=1 << 16)
 class Fleet:
     """Clusters, a log, and a process that writes and applies."""
 
-    def __init__(self, *names: str, seed: int = 0) -> None:
+    def __init__(self, *names: str, seed: int = 0, asynchronous: Collection[str] = ()) -> None:
         self.loop = asyncio.get_running_loop()
         self.rng = random.Random(seed)
         self.clusters = MemoryClusters(*names)
+        self.clusters.asynchronous.update(asynchronous)
         self.store = MemoryStore()
         self.log = self.open_log()
         self.process = self.start()
