@@ -20,8 +20,9 @@ from haclient.milvus.shape import Shape, parse
 DEFAULT_PARTITION: Final = "_default"
 #: The database that every server has; its other name is "".
 DEFAULT_DATABASE: Final = "default"
+#: Kinds of indexes that need no parameters.
+_WITHOUT_PARAMETERS: Final = frozenset(("FLAT", "AUTOINDEX", "SPARSE_INVERTED_INDEX"))
 #: What DescribeIndex says of the state of an index, not of what it is to be.
-_WITHOUT_PARAMETERS: Final = frozenset(("FLAT", "AUTOINDEX"))
 _DERIVED: Final = frozenset(("index_state", "pending_index_rows"))
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import final
 
 from haclient.milvus.digest import Digest, digest, row_hashes
+from haclient.milvus.messages import Key
 from haclient.milvus.pages import Page
 from haclient.recovery.errors import BackupDamaged
 from haclient.recovery.manifest import MANIFEST, PROGRESS, SUMS, Collection, File, Manifest, chain
@@ -96,9 +97,14 @@ def _collection(
     shape, total, problems = collection.shape, Digest(), len(found.problems)
     for file in collection.files:
         with _Examined(found, file, report):
+            keys: list[Key] = []
             for batch in read_rows(store, manifest.id, file, shape):
-                found.rows += batch.num_rows
-                total += digest(list(row_hashes(Page(from_arrow(shape, batch), shape.key)).values()))
+                page = Page(from_arrow(shape, batch), shape.key)
+                total += digest(list(row_hashes(page).values()))
+                found.rows += len(page.keys)
+                keys = [min([*keys[:1], *page.keys]), max([*keys[1:], *page.keys])]
+            if keys != [key for key in (file.first, file.last) if key is not None]:
+                raise BackupDamaged(f"{store.url}/{manifest.id}/{file.path} has other keys than {MANIFEST} says")
     if len(found.problems) == problems and total != collection.total:
         what = f"{collection.name}: its rows are {total}, and were {collection.total} (rows:hash) when they were read"
         found.problems.append(f"{store.url}/{manifest.id}/{MANIFEST}: {what}")

@@ -206,7 +206,7 @@ def opened(store: Store, backup: str, file: File) -> Iterator[pq.ParquetFile]:
     with store.open_checked(path, file.bytes, file.sha256) as copy:
         try:
             yield _counted(pq.ParquetFile(copy), file)
-        except (pa.ArrowException, OSError, BackupDamaged) as error:
+        except (pa.ArrowException, OSError, ValueError, BackupDamaged) as error:
             raise BackupDamaged(f"{store.url}/{path} cannot be read: {error}") from error
 
 

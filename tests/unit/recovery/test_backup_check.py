@@ -238,3 +238,12 @@ def test_other_programs_read_a_collection_by_its_folder(store: Store, tmp_path: 
         rows = base.sql(f"SELECT id, partition, {near} AS d FROM '{folder}/**/*.parquet' ORDER BY d").fetchall()
     assert len(rows) == 30
     assert {row[1] for row in rows} == {"_default"}
+
+
+def test_keys_that_are_not_those_of_the_manifest_are_found(store: Store) -> None:
+    manifest = full(store)
+    (collection,) = manifest.collections
+    files = [collection.files[0].model_copy(update={"last": 18}), collection.files[1]]
+    finish(store, manifest.model_copy(update={"collections": [collection.model_copy(update={"files": files})]}))
+    (problem,) = verify(store, "full").problems
+    assert f"{ROWS} has other keys than manifest.json says" in problem
