@@ -128,7 +128,7 @@ async def _servers(settings: Config, timeout_s: float) -> AsyncGenerator[Look, N
     async def look() -> FleetView:
         try:
             async with asyncio.timeout(timeout_s):
-                return await client.refresh()
+                return await sites.placed(settings, await client.refresh())
         except TimeoutError:
             return client.fleet
 

@@ -6,15 +6,19 @@ counts; a new one is begun only with ``--force``, after saying what is lost.
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from haclient.cli.common import NOT_WELL, ConfigOption, JsonOption, Reach, UriOption, bar, fail, on_fleet, print_json
-from haclient.errors import ConfigError
+from haclient.config import Config
+from haclient.config.replication import ETCD
+from haclient.errors import ConfigError, HAClientError
+from haclient.fleet.model import ClusterView, FleetView
 
 if TYPE_CHECKING:
     from haclient.replication.failover import Role, Switched
@@ -24,6 +28,34 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command()(failover)
+
+
+async def placed(config: Config, view: FleetView) -> FleetView:
+    """Add to what was seen of the clusters how far each is in the mutation log, if there is one that answers."""
+    from haclient.replication import failover as work  # noqa: PLC0415 - pymilvus takes a second to import
+    from haclient.replication.clusters import Member  # noqa: PLC0415
+    from haclient.replication.engines import open_log  # noqa: PLC0415
+
+    settings = config.replication
+    if settings.mode != "mirror" or not settings.log:
+        return view
+    if not settings.log.startswith(ETCD) and not os.path.exists(settings.log):  # noqa: ASYNC240 - nobody waits
+        return view  # who only looks makes none
+    log = open_log(settings, time.time)
+    try:
+        await log.open()
+        members = [Member(one.name, asynchronous=one.asynchronous) for one in config.clusters]
+        roles = {role.name: role for role in await work.look(log, members, time.time())}
+    except HAClientError:
+        return view
+    finally:
+        await log.aclose()
+    return replace(view, clusters=tuple(_placed(cluster, roles[cluster.name]) for cluster in view.clusters))
+
+
+def _placed(cluster: ClusterView, role: Role) -> ClusterView:
+    seconds = None if role.counts else role.seconds
+    return replace(cluster, standing=role.standing, lag=role.entries, asynchronous=not role.counts, lag_s=seconds)
 
 
 def failover(
@@ -65,7 +97,7 @@ def failover(
 async def _list(reach: Reach, as_json: bool) -> None:
     from haclient.replication import failover as work  # noqa: PLC0415
 
-    roles = await work.look(reach.needs_log(), reach.clusters, time.time())
+    roles = await work.look(reach.needs_log(), reach.clusters.members(), time.time())
     if as_json:
         print_json({"clusters": [asdict(role) for role in roles]})
         return
@@ -92,7 +124,7 @@ async def _switch(reach: Reach, names: list[str], *, force: bool, wait_s: float,
 
     log = reach.needs_log()
     if not as_json:
-        for role in await work.look(log, reach.clusters, time.time()):
+        for role in await work.look(log, reach.clusters.members(), time.time()):
             typer.echo(_role(role), err=True)
     _ask(f"From now on {', '.join(names)} counts, and every other cluster follows. Go on?", yes)
     with bar(f"waiting for {', '.join(names)}", quiet=as_json) as show:

@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, Final, final
 
 from haclient.errors import ConfigError, HAClientError
-from haclient.replication.clusters import Clusters
+from haclient.replication.clusters import Clusters, Member
 from haclient.replication.following import Lag, lag
 from haclient.replication.hold import WAITING
 from haclient.replication.log import MutationLog
@@ -75,15 +75,14 @@ class Switched:
     waited_s: float
 
 
-async def look(log: MutationLog, clusters: Clusters, now: float) -> list[Role]:
+async def look(log: MutationLog, members: Sequence[Member], now: float) -> list[Role]:
     """Say what every cluster is.
 
     Args:
         log: The mutation log.
-        clusters: The fleet.
+        members: The clusters.
         now: Time of day, seconds since 1970.
     """
-    members = clusters.members()
     head = (await log.bounds()).head
     positions = read_positions(await log.facts(POSITION), [member.name for member in members])
     roles, told = await read_roles(log), []

@@ -42,7 +42,9 @@ class Standby:
         return Reply(told.SerializeToString())
 
     def _described(self, request: Any, level: int) -> Reply:
-        found = milvus_pb2.DescribeCollectionResponse.FromString(self.server._DescribeCollection(request).message)
+        usual = self.server._DescribeCollection(request)
+        assert isinstance(usual, Reply)
+        found = milvus_pb2.DescribeCollectionResponse.FromString(usual.message)
         found.consistency_level = level
         return Reply(found.SerializeToString())
 

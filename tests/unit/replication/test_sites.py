@@ -95,7 +95,10 @@ def test_failover_with_the_log_waits_until_nothing_is_lacking_and_can_be_forced(
             done = await switch(fleet.log, fleet.clusters, ["a", "b"], wall)
             assert (done.counted, done.following, done.entries) == (("a", "b"), ("far",), 0)
             assert keys_on(fleet, "a") == keys_on(fleet, "b") == {1, 2, 3}
-            roles = {one.name: (one.counts, one.configured) for one in await look(fleet.log, fleet.clusters, wall())}
+            roles = {
+                one.name: (one.counts, one.configured)
+                for one in await look(fleet.log, fleet.clusters.members(), wall())
+            }
             assert roles == {"a": (True, True), "b": (True, True), "far": (False, False)}
 
     run(scenario())
