@@ -330,16 +330,18 @@ async def poison(harm: Harm) -> AsyncIterator[None]:
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-    for target in harm.targets:
-        assert target.link is not None
-        await target.link.heal()
-        await harm.fleet.revive(target)
+    if all(process.alive for process in harm.processes):
+        raise DrillError("the request that kills has reached no server")
+    for link in harm.links:
+        await link.heal()
+    await asyncio.gather(*map(harm.fleet.revive, harm.targets))
 
 
 async def _send_poison(client: AsyncMilvusClient, collection: str) -> None:
     while True:
         with contextlib.suppress(HAClientError, MilvusException):
-            await client.query(collection, filter=f'tag == "{_POISON}"', output_fields=["id"], timeout=2)
+            wanted = {"filter": f'tag == "{_POISON}"', "output_fields": ["id"], "consistency_level": "Eventually"}
+            await client.query(collection, timeout=2, **wanted)
         await asyncio.sleep(_POISON_EVERY_S)
 
 

@@ -1,0 +1,71 @@
+"""Bugs planted in haclient: each is found by a shipped scenario, or the drill would prove nothing.
+
+One by default; ``HACLIENT_DRILL_PLANTED=all pytest tests/component/test_drill_planted.py`` plants all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from haclient.drill.run import Plan, run, started
+from haclient.drill.scenario import load, shipped
+from haclient.drill.verdict import Verdict
+from tests.component.drill_plants import planted
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Found(NamedTuple):
+    """Which scenario finds a bug, and by which of its expectations."""
+
+    scenario: str
+    expectations: frozenset[str]
+
+
+_READS = frozenset({"failed or wrong reads", "reads back", "stale reads"})
+_WRITES = frozenset({"failed or unconfirmed writes", "writes back"})
+_ROWS = frozenset({"acknowledged writes lost", "keys that differ between clusters", "clusters the same in the end"})
+
+BUGS = {
+    "never_hedges_and_never_looks, its_breakers_never_open": Found("hang", _READS),
+    "takes_a_failure_for_done": Found("crash", _ROWS),
+    "skips_an_entry_behind_a_batch": Found("crash", _ROWS),
+    "answers_before_the_append": Found("full-disk", _ROWS),
+    "reads_from_whichever_cluster": Found("empty-disk", _READS),
+    "has_no_quarantine": Found("poisoned-request", _READS | _WRITES),
+    "never_asks_the_canary": Found("wrong-data", _READS),
+    "asks_for_the_lease_only_once": Found("writer-killed", _WRITES),
+}
+BY_DEFAULT = next(iter(BUGS))
+
+
+async def verdict(bugs: str, folder: Path) -> Verdict:
+    """What the drill says of haclient with a bug; the load is as short as can be."""
+    scenario = load(shipped()[BUGS[bugs].scenario])
+    faults = [fault.model_copy(update={"at": (2.0, 3.0)}) for fault in scenario.fault]
+    short = scenario.load.model_copy(update={"seconds": 10.0, "timeout_s": 3.0})
+    scenario = scenario.model_copy(update={"fault": tuple(faults), "load": short})
+    names = bugs.split(", ")
+    make = started("lite", tuple(f"tests.component.drill_plants:{name}" for name in names))
+    plan = Plan(scenarios=[scenario], trials=1, seed=1, folder=folder, engine="lite", make=make)
+    # The request that kills is sent by a client in this process.
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(planted(name))
+        results = await run(plan)
+    (result,) = results.results
+    assert not result.trials[0].error
+    return result.verdict()
+
+
+@pytest.mark.parametrize("bugs", BUGS)
+async def test_is_found(bugs: str, tmp_path: Path) -> None:
+    if bugs != BY_DEFAULT and os.environ.get("HACLIENT_DRILL_PLANTED") != "all":
+        pytest.skip("takes half a minute; HACLIENT_DRILL_PLANTED=all runs it")
+    missed = {finding.name for finding in (await verdict(bugs, tmp_path)).findings if not finding.kept}
+    assert missed & BUGS[bugs].expectations, missed
