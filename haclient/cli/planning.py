@@ -188,6 +188,8 @@ def _spent(
     if prometheus:
         with Prometheus(prometheus, _TIMEOUT_S) as server:
             total, bad = server.calls(objective.window_s)
+        if not total:
+            raise ConfigError("Prometheus has counted no call in the window: does it scrape haclient?")
     elif drill:
         total, bad = calls(_results(drill))
     if total is None or bad is None:

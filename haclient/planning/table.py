@@ -22,7 +22,7 @@ _NOTHING: Final = 0.05
 
 #: What each part of the downtime is called, at more length, and what helps against it.
 PARTS: Final = {
-    "too_few": ("too few", "too few copies work", "another copy helps most"),
+    "too_few": ("too few", "too few copies work", "it takes another copy, or a lower ack level"),
     "common": (
         "shared",
         "all copies fail at once",
@@ -30,7 +30,7 @@ PARTS: Final = {
     ),
     "unnoticed": ("unnoticed", "failures are not led around", "rehearse them (haclient drill)"),
     "failover": ("failover", "failovers take their time", "a shorter RTO helps most"),
-    "log": ("log", "the mutation log fails", "etcd with three members (--log etcd) or a better disk helps most"),
+    "log": ("log", "the mutation log fails", "a log on better disks helps most, or one in etcd (--log etcd)"),
 }
 
 
@@ -64,9 +64,8 @@ def costs(options: Sequence[Option]) -> Table:
     """Show what each number of copies costs, and each nine."""
     table = _table("copies", "cost a month", "nines of reads", "for each further nine")
     for option in options:
-        if option.cost_per_nine is None:
-            each = ""
-        else:
+        each = ""
+        if option is not options[0]:
             each = f"{option.cost_per_nine:,.0f}" if option.gained >= _NOTHING else "adds next to none"
         table.add_row(str(option.copies), f"{option.cost:,.0f}", f"{option.reads.nines:.2f}", each)
     return table
