@@ -105,8 +105,12 @@ class TrialFigures:
         return None if self.audit is None else self.audit.lost + self.audit.resurrected
 
     def slowest_s(self, side: Side) -> float | None:
-        """Return the longest that an answered call took in any phase; None if none was answered."""
-        return max((one.max_s for p in PHASES if (one := self.latency[p][side]).max_s is not None), default=None)
+        """Return the longest that an answered call took from the first fault on; None if none was answered.
+
+        Without a fault it is of all calls.
+        """
+        phases = PHASES[1:] if self.faults else PHASES
+        return max((one.max_s for p in phases if (one := self.latency[p][side]).max_s is not None), default=None)
 
 
 def figures(trial: Trial) -> TrialFigures:

@@ -70,8 +70,9 @@ def _side(seen: Series, side: Side) -> Iterator[str]:
         yield from _back(seen, side)
     else:
         yield f"no {side[:-1]} failed"
-        slowest = max(slow for trial in trials if (slow := trial.slowest_s(side)) is not None)
-        yield f"the slowest was {'answered' if side == 'reads' else 'confirmed'} after {seconds(slowest)}"
+        slowest = [slow for trial in trials if (slow := trial.slowest_s(side)) is not None]
+        if slowest:
+            yield f"the slowest was {'answered' if side == 'reads' else 'confirmed'} after {seconds(max(slowest))}"
     if side == "reads":
         if wrong := sum(trial.wrong for trial in trials):
             yield f"{many(wrong, 'answer was', 'answers were')} wrong"

@@ -70,7 +70,7 @@ class PhaseRow:
 #: Headings of `overview`.
 OVERVIEW: Final = (
     "trials",
-    "availability",
+    "available",
     "failed reads",
     "reads back",
     "failed writes",

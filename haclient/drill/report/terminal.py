@@ -19,12 +19,15 @@ from haclient.status_table import plain
 def table(results: Results) -> RenderableType:
     """Draw what came of a run; whatever servers wrote is text, never markup."""
     grid = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption="worst trial of each", caption_justify="left"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="worst trial of each",
+        caption_justify="left",
     )
-    grid.add_column("scenario", overflow="fold", min_width=10)
+    grid.add_column("scenario", overflow="fold")
     grid.add_column("verdict", no_wrap=True)
     for name in OVERVIEW:
-        grid.add_column(name, justify="right", min_width=max(map(len, name.split())))
+        grid.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     verdicts = results.verdicts()
     for verdict in verdicts:
         said = Text("kept", "green") if verdict.kept else Text("not kept", "bold red")

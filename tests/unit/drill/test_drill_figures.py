@@ -122,6 +122,9 @@ def test_phases() -> None:
     assert (during["reads"].max_s, during["reads"].bad) == (pytest.approx(0.2), 1)
     assert (during["writes"].p999_s, during["writes"].bad) == (None, 1)
     assert after["writes"].p99_s == 0.25
+    shown = figures(made(calls, FAULT))
+    assert (shown.slowest_s("reads"), shown.slowest_s("writes")) == (pytest.approx(0.2), 0.25)
+    assert figures(made(calls)).slowest_s("reads") == 0.5  # before a fault, a slow call is none of its doing
 
 
 def test_over_at_once() -> None:
