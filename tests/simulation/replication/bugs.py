@@ -28,6 +28,7 @@ from haclient.replication.position import Position, Standing
 from haclient.replication.progress import Progress
 from haclient.replication.refusals import Verdict
 from haclient.replication.schedule import Schedule
+from haclient.replication.shared import Shared
 from haclient.replication.term import Term
 from tests.servers.memory_log import MemoryLog, MemoryStore
 from tests.simulation.replication import requests
@@ -324,7 +325,7 @@ def what_one_cluster_refuses_is_done_there() -> list[Patch]:
 
 @bug("told", "converge")
 def what_one_cluster_refuses_is_void() -> list[Patch]:
-    def settle(refusal, positions, cluster, stream, seq):
+    def settle(refusal, positions, cluster, stream, seq, **_):
         return Verdict.VOID, []
 
     return [(refusals, "settle", settle)]
@@ -334,12 +335,12 @@ def what_one_cluster_refuses_is_void() -> list[Patch]:
 def does_not_ask_what_a_cluster_that_is_away_has_begun() -> list[Patch]:
     real = refusals.settle
 
-    def settle(refusal, positions, cluster, stream, seq):
+    def settle(refusal, positions, cluster, stream, seq, **options):
         asked = {
             name: dataclasses.replace(one, begun=0, low=0, ahead={}) if one.standing is Standing.AWAY else one
             for name, one in positions.items()
         }
-        return real(refusal, asked, cluster, stream, seq)
+        return real(refusal, asked, cluster, stream, seq, **options)
 
     return [(refusals, "settle", settle)]
 
@@ -415,6 +416,19 @@ def does_not_look_again_after_the_log_failed() -> list[Patch]:
                 await self._catch_up()
 
     return [(replicator.Replicator, "_follow", follow)]
+
+
+# Another site.
+
+
+@bug("follow")
+def sends_to_the_far_cluster_what_nobody_has() -> list[Patch]:
+    return [(Term, "_may_apply", lambda self, entry: True)]
+
+
+@bug("success")
+def waits_for_the_far_cluster() -> list[Patch]:
+    return [(Shared, "counted", lambda self: self.clusters.members())]
 
 
 # Reads.

@@ -168,6 +168,10 @@ def _site(scenario: Scenario, roll: _Roll, span: float) -> None:
     scenario.far = roll() < 0.3
     if not scenario.far:
         return
+    if roll() < 0.2:
+        # It is gone for longer than any write may take, and nothing else happens.
+        scenario.faults, scenario.curses = [Fault(0.0, "stop", FAR, 2.0 * GENEROUS_S)], []
+        return
     for _ in range(int(roll() * 3)):
         what = _SERVER_FAULTS[int(roll() * len(_SERVER_FAULTS))]
         scenario.faults.append(Fault(span * roll(), what, FAR, 0.03 + 1.2 * roll() * roll()))
