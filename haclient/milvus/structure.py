@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from pymilvus.grpc_gen import milvus_pb2
+from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from haclient.milvus.messages import Request
 from haclient.milvus.methods import named
-from haclient.milvus.shape import Shape, parse
+from haclient.milvus.shape import Shape, parameter, parse
 
 #: The partition that every collection has.
 DEFAULT_PARTITION: Final = "_default"
 #: The database that every server has; its other name is "".
 DEFAULT_DATABASE: Final = "default"
+#: Most bytes of a text.
+_LONGEST_TEXT: Final = "65535"
 #: Kinds of indexes that need no parameters.
 _WITHOUT_PARAMETERS: Final = frozenset(("FLAT", "AUTOINDEX", "SPARSE_INVERTED_INDEX"))
 #: What DescribeIndex says of the state of an index, not of what it is to be.
@@ -64,6 +66,9 @@ def create_collection(description: bytes, database: str) -> Request:
     for one in _fields(told.schema):
         one.ClearField("fieldID")
         one.ClearField("state")
+        if one.element_type == schema_pb2.VarChar and not parameter(one, "max_length"):
+            # Lite does not tell how long the texts in an array may be, and Milvus wants to know.
+            one.type_params.add(key="max_length", value=_LONGEST_TEXT)
     message = milvus_pb2.CreateCollectionRequest(
         db_name=database,
         collection_name=told.collection_name or told.schema.name,
