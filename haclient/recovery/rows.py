@@ -109,11 +109,6 @@ class RowsWriter:
         self._sink = sink
         self._group: list[pa.RecordBatch] = []
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far, without the rows that wait for their group."""
-        return self._sink.size
-
     def add(self, fields_data: Iterable[Any]) -> None:
         """Add the rows of a page; arguments and errors as of `to_arrow`."""
         batch = to_arrow(self._shape, fields_data)

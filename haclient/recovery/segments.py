@@ -59,11 +59,6 @@ class SegmentWriter:
         self._writer = writer
         self._sink = sink
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._sink.size
-
     def add(self, entries: Sequence[Entry]) -> None:
         """Add entries, with their messages; they are in memory together when they are read.
 
