@@ -2,9 +2,9 @@
 
     python bench/backup.py [--rows N] [--dimension D] [--servers lite,milvus]
 
-It starts each kind of server twice,
-fills one of them, and runs the commands as an operator does, in processes of their own: once as they are, and once killed
-with SIGKILL when about half is done and given again. In the end all rows of both servers are compared.
+It starts each kind of server twice, fills one of them, and runs the commands as an operator does, in processes of their
+own (so their start counts): once as they are, and once killed with SIGKILL when about half is done and given again. In
+the end all rows of both servers are compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOOK_S = 0.02
 
 
 def fill(uri: str, rows: int, dimension: int) -> int:
-    """Create the collection ``docs`` with rows as a RAG application has them; returns their bytes, as numbers and text."""
+    """Create the collection ``docs`` with rows as a RAG application has them; returns their bytes, uncompressed."""
     client = MilvusClient(uri, dedicated=True, timeout=60)
     schema = client.create_schema()
     schema.add_field("id", DataType.INT64, is_primary=True)
