@@ -55,7 +55,7 @@ class Load(_Part):
         rate: Calls a second, by all processes together.
         seconds: How long.
         search: Share of searches; the other shares alike. They are scaled to 1 together.
-        timeout_s: Limit of each call.
+        timeout_s: Limit of each call. What takes longer than the user waits has failed.
     """
 
     rate: float = Field(default=40, gt=0)
@@ -64,7 +64,7 @@ class Load(_Part):
     query: Share = 0.3
     upsert: Share = 0.15
     delete: Share = 0.05
-    timeout_s: float = Field(default=10, gt=0)
+    timeout_s: float = Field(default=2, gt=0)
 
 
 @final
@@ -74,7 +74,8 @@ class FaultPlan(_Part):
     Attributes:
         kind: Which one, of `haclient.drill.faults.FAULTS`.
         target: ``cluster`` (any one), ``cluster:1``, ``clusters`` (all), ``site`` (the remote ones), ``proxy``,
-            ``client``, ``log`` (a member; of SQLite the file's disk), ``log:leader``, ``log:all``.
+            ``client``, ``client:0`` (the first), ``log`` (a member; of SQLite the file's disk), ``log:leader``,
+            ``log:all``.
         at: Earliest and latest moment of its begin, seconds after the load's.
         lasts: How long until it is healed; 0 for one that is over at once.
         settings: Further settings of this kind of fault.

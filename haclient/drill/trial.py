@@ -32,8 +32,12 @@ from haclient.sync import MilvusClient
 _LOOK_S: Final = 0.1
 #: The load goes on for so long after the last fault was healed, at least, seconds.
 _AFTER_S: Final = 4.0
+#: An application has run for a while when something happens to it, seconds.
+_WARM_UP_S: Final = 3.0
+#: Nobody minds how long it takes to prepare a trial, seconds.
+_PREPARE_S: Final = 3_600.0
 #: What a read that showed it is called in a trial.
-_WRONG: Final = {"wrong": "wrong", "phantom": "wrong", "session": "stale", "stale": "stale"}
+_WRONG: Final[dict[str, record.Outcome]] = {"wrong": "wrong", "phantom": "wrong", "session": "stale", "stale": "stale"}
 #: What a trial's audit counts by itself, and what makes the clusters count as different, if no read but they showed it.
 _AUDITED: Final = ("lost", "resurrected", "duplicate")
 _OF_ROWS: Final = ("diverged", "damaged", "phantom", "keys", "order", "epoch")
@@ -124,7 +128,11 @@ class Running:
         recorder = Recorder(self.folder / "setup.history", EVERYWHERE)
         first = rows.first_rows()
         op = Operation(
-            EVERYWHERE, "upsert", time.monotonic(), sets={f"own/{row['id']}": row["version"] for row in first}
+            EVERYWHERE,
+            "upsert",
+            time.monotonic(),
+            _PREPARE_S,
+            sets={f"own/{row['id']}": row["version"] for row in first},
         )
 
         def make(client: Any) -> None:
@@ -161,7 +169,7 @@ class Running:
         fleet, seconds = self.fleet, self.scenario.load.seconds
         fleet.say("starting the load")
         await self._start(fleet, self.folder, self._rng.getrandbits(32))
-        self._begun = time.monotonic()
+        self._begun = time.monotonic() + _WARM_UP_S
         fleet.say("load")
         async with asyncio.TaskGroup() as group:
             for plan in self.scenario.fault:
@@ -228,7 +236,10 @@ class Running:
 
     def _operations(self, history: Iterable[Operation], found: Iterable[Violation]) -> list[record.Operation]:
         """The calls that were due while the load lasted; what a killed process had under way is nobody's answer."""
-        shown_by = {id(one.op): _WRONG[one.invariant] for one in found if one.op and one.invariant in _WRONG}
+        shown_by: dict[int, record.Outcome] = {}
+        for one in found:  # the worst comes first
+            if one.op and one.invariant in _WRONG:
+                shown_by.setdefault(id(one.op), _WRONG[one.invariant])
         made = []
         for op in history:
             if op.end is None or op.client == EVERYWHERE or not self._begun <= op.due < self._ended:
@@ -292,6 +303,6 @@ def _is_about(notice: Notice, mark: _Marked) -> bool:
     names = {target.name for target in mark.targets}
     if mark.plan.target.startswith("log"):
         return notice.event == "LogTrouble"
-    if mark.plan.target == "client":
+    if mark.plan.target.startswith("client"):
         return notice.event == "ApplierChanged" and notice.client not in names
     return not names.isdisjoint(notice.about) and notice.event != "ApplierChanged"

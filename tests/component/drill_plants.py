@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from haclient.fleet.breaker import Gate
+from haclient.policy.retry import Retrying
 from haclient.replication.applier import APPLY, Applier
 from haclient.replication.applying import Applying
 from haclient.replication.clusters import Outcome
@@ -56,7 +56,7 @@ async def _take_as_done(self: Applying, batch: Any, delivery: Any, timeout_s: fl
 
 
 _OWN: Final = {
-    "its_breakers_never_open": (Gate, "open", lambda self, reason: None),
+    "tries_everything_once": (Retrying, "_worth", lambda self, call, attempt: False),
     "asks_for_the_lease_only_once": (Applier, "_campaign", _campaign),
     "takes_a_failure_for_done": (Applying, "_take", _take_as_done),
 }
