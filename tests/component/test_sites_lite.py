@@ -87,7 +87,7 @@ async def test_the_main_site_is_lost_with_its_log_and_comes_back(
         assert took[len(took) // 2] < FAR_S, "a write waits for nobody who is far away"
         await until(lambda: marked(log, "far"))
         known = (await log.bounds()).head
-        link.partition()
+        link.black_hole()
         with acknowledged("all"):
             await write(client, range(1_000, 1_030))
         await until(lambda: any(isinstance(one, AsyncLagging) and one.lagging for one in heard))
