@@ -259,7 +259,7 @@ class _Full:
             self._advance.size += size
             self._tell()
 
-        return Dump(self._site, self._store, self._journal.head.id, place, save, copied)
+        return Dump(self._site, self._store, self._journal.head.id, place, save, copied, self._fleet.log)
 
     async def _expect(self, todo: Sequence[Stream]) -> None:
         """Find out how many rows there are to read."""

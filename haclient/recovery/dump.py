@@ -22,6 +22,7 @@ from haclient.recovery.manifest import Collection, IndexPart, RowsFile, rows_pat
 from haclient.recovery.rows import write_rows
 from haclient.recovery.store import Store
 from haclient.recovery.threads import in_thread
+from haclient.replication.log import MutationLog
 from haclient.replication.site import Site, SiteFailed, ahead
 
 #: Bytes of answers that are gathered to one file.
@@ -43,6 +44,7 @@ class Dump:
         place: How far it is.
         save: Writes the place down.
         copied: Told of each page: rows and bytes.
+        log: The mutation log; None without one.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Dump:
         place: Place,
         save: Callable[[], Awaitable[None]],
         copied: Callable[[int, int], None],
+        log: MutationLog | None,
     ) -> None:
         self._site = site
         self._store = store
@@ -60,6 +63,7 @@ class Dump:
         self._place = place
         self._save = save
         self._copied = copied
+        self._log = log
 
     async def run(self) -> None:
         """Write the collection; one that is not there is done.
@@ -96,7 +100,7 @@ class Dump:
         )
         loaded = await site.is_loaded(shape)
         replicas = await site.replicas(shape) if loaded else 0
-        async with site.readable(shape) as has_rows:
+        async with site.readable(shape, self._log) as has_rows:
             if has_rows:
                 await self._rows(shape)
         return Collection(

@@ -48,6 +48,17 @@ def loaded(stream: Stream) -> tuple[str, bytes]:
     return f"{LOADED}{stream[0]}/{stream[1]}", orjson.dumps({"seq": 0, "loaded": True})
 
 
+async def is_wanted(log: MutationLog, stream: Stream) -> bool:
+    """Say whether a collection is to be loaded, by the newest note.
+
+    Raises:
+        LogUnavailable: The log cannot be read.
+    """
+    name = f"{LOADED}{stream[0]}/{stream[1]}"
+    known = (await log.facts(name)).get(name)
+    return known is not None and bool(orjson.loads(known.value)["loaded"])
+
+
 async def restore(log: MutationLog, clusters: Clusters, cluster: str, position: Position) -> None:
     """Load on a cluster what is to be loaded, as far as it has come, and is not.
 

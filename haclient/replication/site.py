@@ -21,6 +21,8 @@ from haclient.milvus.pages import MOST_ROWS, Page, page_query, read_page, rows_q
 from haclient.milvus.schema import describe_index
 from haclient.milvus.shape import Shape, read_shape
 from haclient.replication.clusters import Clusters, Delivery, Member, Outcome
+from haclient.replication.loads import is_wanted
+from haclient.replication.log import MutationLog
 from haclient.replication.timing import Backoff
 
 T = TypeVar("T")
@@ -225,8 +227,13 @@ class Site:
             await asyncio.sleep(_LOOK_S)
 
     @asynccontextmanager
-    async def readable(self, shape: Shape) -> AsyncGenerator[bool]:
-        """Have a collection loaded for a time; yields False if it certainly never had a row and need not be."""
+    async def readable(self, shape: Shape, log: MutationLog | None = None) -> AsyncGenerator[bool]:
+        """Have a collection loaded for a time; yields False if it certainly never had a row and need not be.
+
+        Args:
+            shape: The collection.
+            log: Says whether somebody wants it loaded by the end; then it stays so.
+        """
         if await self.is_loaded(shape):
             yield True
             return
@@ -244,7 +251,8 @@ class Site:
             yield True
         finally:
             now = await self.shape(shape.database, shape.collection)
-            if now is not None and now.id == shape.id:  # not another one that bears its name by now
+            wanted = log is not None and await is_wanted(log, (shape.database, shape.collection))
+            if not wanted and now is not None and now.id == shape.id:  # not another one that bears its name by now
                 await self.change(structure.release(shape.collection, shape.database), shape.database)
 
     # Writing.

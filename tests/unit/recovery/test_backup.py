@@ -61,6 +61,8 @@ async def test_every_entry_that_was_looked_at_is_brought_back(tmp_path: Path, se
 
         fleet.clusters.hook = slow_donor
         first = await together(full(tmp_path, fleet), rows_change(fleet, rng), collections_change(fleet, rng))
+        await fleet.write("LoadCollection", memory.load("docs"))
+        await fleet.write("LoadCollection", memory.load("old"))
         moments.append(await quiet(fleet))
         await incremental(tmp_path, fleet)
         for _ in range(2):
@@ -122,7 +124,6 @@ async def collections_change(fleet: Fleet, rng: random.Random) -> None:
     await some("Upsert", memory.rows("docs", {3: "under its new name", 4: "too"}))
     await some("Upsert", memory.rows("old", {5: "under its new name"}))
     await some("CreateAlias", alias("docs", "latest"))
-    await some("ReleaseCollection", milvus_pb2.ReleaseCollectionRequest(collection_name="old").SerializeToString())
 
 
 async def test_a_backup_of_a_quiet_cluster_without_a_log_is_of_one_moment(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ async def test_a_backup_that_is_killed_again_and_again_reads_no_whole_file_twice
             nonlocal read
             if method == "Query":
                 read += 1
-                if read % 9 == 0:
+                if read % 4 == 0:
                     work.cancel()
                     await asyncio.sleep(60)
 
