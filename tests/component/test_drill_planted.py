@@ -26,8 +26,8 @@ class Found(NamedTuple):
     expectations: frozenset[str]
 
 
-_READS = frozenset({"failed or wrong reads", "reads back", "stale reads"})
-_WRITES = frozenset({"failed or unconfirmed writes", "writes back"})
+_READS = frozenset({"failed or wrong reads", "reads back after a fault", "stale reads"})
+_WRITES = frozenset({"failed or unconfirmed writes", "writes back after a fault"})
 _ROWS = frozenset({"acknowledged writes lost", "keys that differ between clusters", "clusters the same in the end"})
 
 BUGS = {
