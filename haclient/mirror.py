@@ -26,6 +26,7 @@ from haclient.milvus import ddl, messages
 from haclient.milvus.methods import named
 from haclient.milvus.status import Flavour, Verdict, peek
 from haclient.milvus.timestamps import covering
+from haclient.replication import alive
 from haclient.replication.clusters import Delivery, Member, Outcome
 from haclient.replication.descriptions import Descriptions
 from haclient.replication.engines import open_log
@@ -81,10 +82,12 @@ class Mirror:
         self._home = home
         self.replicator: Replicator | None = None
         if settings.log:
-            name = f"{platform.node()}/{os.getpid()}/{rng.getrandbits(32):08x}"
+            name = alive.signed(f"{platform.node()}/{os.getpid()}/{rng.getrandbits(32):08x}")
             log = open_log(settings, wall)
             stamp = clusters.stamp
-            self.replicator = Replicator(settings, log, clusters, bus, rng, loop, name, wall=wall, stamp=stamp)
+            self.replicator = Replicator(
+                settings, log, clusters, bus, rng, loop, name, wall=wall, stamp=stamp, is_dead=alive.is_dead
+            )
         self.reader, self._watch = self._read(clusters, loop)
         fleet.doubts.lagging = self.reader.lagging
         self._following = None if self.replicator is None else Following(self.replicator.shared, fleet.follow)

@@ -12,10 +12,11 @@ from typing import Final, final
 from haclient.errors import LogError
 from haclient.events import ApplierChanged, StandingChanged
 from haclient.replication.claims import SUPERSEDED, Former, Superseded
+from haclient.replication.ending import HandedOver, LeaseLost, NeedsReseed
 from haclient.replication.log import Lease
 from haclient.replication.position import POSITION, Position, Standing
 from haclient.replication.shared import Shared
-from haclient.replication.term import LeaseLost, NeedsReseed, Term
+from haclient.replication.term import Term
 from haclient.replication.timing import Backoff, lasting
 
 APPLY: Final = "apply/"
@@ -67,7 +68,7 @@ class Applier:
             position = await self._position()
             waiting = position is not None and position.standing in (Standing.NEEDS_RESEED, Standing.RESEEDING)
             if not waiting and not shared.superseded:
-                lease = await shared.log.acquire(APPLY + self._cluster, shared.name, ttl_s)
+                lease = await shared.log.acquire(APPLY + self._cluster, shared.name, ttl_s, shared.is_dead)
                 if lease is not None:
                     return lease
             await asyncio.sleep(ttl_s * _PATIENCE * (0.5 + shared.rng.random()))
@@ -86,12 +87,15 @@ class Applier:
             await shared.log.release(lease)
             return
         term = self.term = Term(shared, self._cluster, lease, position, bounds.head)
+        shared.serving.add(self._cluster)
         shared.bus.emit(ApplierChanged(at=shared.loop.time(), cluster=self._cluster, active=True, reason="elected"))
-        reason = "this process is closing"
+        reason, pause_s = "this process is closing", 0.0
         try:
             await term.serve()
         except LeaseLost as lost:
             reason = str(lost)
+        except HandedOver as given:
+            reason, pause_s = str(given), shared.settings.lease_s
         except Superseded as later:
             reason = shared.superseded = str(later)
             await shared.log.put({SUPERSEDED: reason.encode()}, lease=lease)
@@ -108,9 +112,11 @@ class Applier:
             shared.bus.emit(change)
         finally:
             self.term = None
+            shared.serving.discard(self._cluster)
             await self._hand_over(term, lease)
             changed = ApplierChanged(at=shared.loop.time(), cluster=self._cluster, active=False, reason=reason)
             shared.bus.emit(changed)
+        await asyncio.sleep(pause_s)
 
     async def _hand_over(self, term: Term, lease: Lease) -> None:
         """Write down the last position and give the lease back, if the log lets us in a moment."""

@@ -1,4 +1,4 @@
-"""What the operator has decided about a cluster, on its way to the applier.
+"""What the operator, or another process, asks of a cluster's applier.
 
 Decision made here: a decision is a fact, so it reaches the applier in whatever process it is, and stays until it has
 been carried out.
@@ -13,10 +13,10 @@ import orjson
 
 from haclient.replication.log import Fact, MutationLog
 
-#: Facts: operator/<cluster>/<seq of the entry that parked a stream, or "reseed">.
+#: Facts: operator/<cluster>/<seq of the entry that parked a stream, or "reseed", or "share">.
 OPERATOR: Final = "operator/"
 
-What = Literal["skip", "retry", "reseed"]
+What = Literal["skip", "retry", "reseed", "share"]
 
 
 @final

@@ -76,7 +76,8 @@ class Hold:
 
     async def move(self, changes: Mapping[str, bytes | None] | None = None) -> None:
         """Write the position down, together with other facts."""
-        self.position.epoch = self._lease.epoch
+        self.position.epoch, self.position.by = self._lease.epoch, ""
+        self.position.left = self.position.open
         await self.put({POSITION + self._cluster: self.position.encode(), **(changes or {})})
 
     async def renew(self, ttl_s: float) -> None:

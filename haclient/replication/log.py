@@ -11,7 +11,7 @@ promises to survive (SQLite: of the process and of the machine, not of its disk;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, final
 
@@ -94,11 +94,18 @@ class Lease:
         epoch: Grows with every new holder; never goes back.
         until: Loop time up to which its holder may act on it: counted from before it was asked for, so it ends for the
             holder before the log gives it to another.
+        orphaned: Who had it before is known to have died with it.
     """
 
     name: str
     epoch: int
     until: float
+    orphaned: bool = False
+
+
+def nobody(holder: str) -> bool:
+    """Say of no holder of a lease that it has died."""
+    return False
 
 
 class MutationLog(Protocol):
@@ -174,8 +181,17 @@ class MutationLog(Protocol):
             Whether it was done; False if an expectation or the lease did not hold.
         """
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
-        """Take a lease that nobody holds (or whose time is over); None if somebody does."""
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, is_dead: Callable[[str], bool] = nobody
+    ) -> Lease | None:
+        """Take a lease that nobody holds, or whose time is over; None if somebody does.
+
+        Args:
+            name: What is to be held.
+            holder: Who asks.
+            ttl_s: How long it lasts unless it is renewed, seconds.
+            is_dead: Says of a holder that it is known to have died: its lease is free at once. Called in any thread.
+        """
 
     async def renew(self, lease: Lease, ttl_s: float) -> Lease | None:
         """Prolong a lease that is still held under its epoch; None if it is lost."""

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 import orjson
 
-from haclient.replication.log import Fact, Stream
+from haclient.replication.log import Fact, Lease, Stream
 
 #: Facts: one position for each cluster.
 POSITION: Final = "position/"
@@ -62,7 +62,10 @@ class Position:
         begun: Highest entry that may have been begun; of a cluster that is away none above it is.
         open: How long the cluster may still work on requests that somebody has under way, seconds; 0 if there are none.
             Whoever takes over has to let them come to rest.
+        left: How much of ``open`` remains once its writer is known to have died: of what it was waiting for itself the
+            connections are gone.
         epoch: Epoch of the lease of whoever wrote it.
+        by: Name of the process that applies to it; "" if another kind of work wrote it.
         blocked: Why it takes no writes at present (quota, denial), "" if it does.
         follows: None if it counts. Else it begins above this entry only what a cluster that counts has, and says so
             before it goes on otherwise; up to it, it may have begun anything while it counted. See `roles`.
@@ -76,10 +79,17 @@ class Position:
     standing: Standing = Standing.IN_SYNC
     begun: int = 0
     open: float = 0.0
+    left: float = 0.0
     epoch: int = 0
+    by: str = ""
     blocked: str = ""
     marked: int = 0
     follows: int | None = None
+
+    def inherited_s(self, lease: Lease) -> float:
+        """Return how long it may still work on requests of others, seconds, for who has just got its lease."""
+        written_by_the_dead = lease.orphaned and self.epoch == lease.epoch - 1
+        return self.left if written_by_the_dead else self.open
 
     def applied(self, stream: Stream) -> int:
         """Return the highest seq up to which every entry of a stream is done."""
@@ -99,7 +109,9 @@ class Position:
                 "standing": self.standing.value,
                 "begun": self.begun,
                 "open": self.open,
+                "left": self.left,
                 "epoch": self.epoch,
+                "by": self.by,
                 "blocked": self.blocked,
                 "marked": self.marked,
                 "follows": self.follows,
@@ -123,7 +135,9 @@ class Position:
                 standing=Standing(known["standing"]),
                 begun=known["begun"],
                 open=float(known["open"]),
+                left=float(known.get("left", known["open"])),
                 epoch=known["epoch"],
+                by=known.get("by", ""),
                 blocked=known["blocked"],
                 marked=known["marked"],
                 follows=known.get("follows"),

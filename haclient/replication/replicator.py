@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, final
 
 from haclient.call import Metadata, Method, Reply
@@ -25,7 +26,7 @@ from haclient.replication.commit import Commit
 from haclient.replication.decisions import OPERATOR
 from haclient.replication.keep import KEEP, may_go
 from haclient.replication.keys import KeyMaker
-from haclient.replication.log import Entry, Mutation, MutationLog
+from haclient.replication.log import Entry, Mutation, MutationLog, nobody
 from haclient.replication.past import Past
 from haclient.replication.position import POSITION, Position, Standing, read_positions
 from haclient.replication.progress import Progress
@@ -34,6 +35,7 @@ from haclient.replication.refusals import REFUSED, forgotten, void_entries
 from haclient.replication.reseed import reseed
 from haclient.replication.roles import SITE, Roles
 from haclient.replication.shared import Shared, Stamp
+from haclient.replication.sharing import ask
 from haclient.replication.timing import Backoff, lasting
 from haclient.replication.verify import Verifier
 from haclient.replication.writer import Writer
@@ -60,6 +62,7 @@ class Replicator:
         name: Names this process in leases.
         wall: Time of day, seconds since 1970; loop time unless given.
         stamp: See `Shared`.
+        is_dead: See `Shared`.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class Replicator:
         *,
         wall: Callable[[], float] | None = None,
         stamp: Stamp | None = None,
+        is_dead: Callable[[str], bool] = nobody,
     ) -> None:
         self.progress = Progress(loop)
         self._wall = wall or loop.time
         self.shared = Shared(
             settings, log, clusters, self.progress, Recent(log), bus, rng, loop, name, self._wall, stamp or _no_stamp
         )
+        self.shared.is_dead = is_dead
         self.catalog = Catalog(self.shared)
         self._keys = KeyMaker(log, name, self._wall, rng, loop)
         commit = Commit(self.shared, self._appended)
@@ -102,6 +107,7 @@ class Replicator:
             self.shared.complain(error)
         self._run(self._follow)
         self._run(self._trim)
+        self._run(partial(ask, self.shared))
         if self.shared.settings.auto_reseed:
             self._run(self._reseed)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,8 @@ from typing import Any, Final, TypeVar, final
 
 from haclient.config.replication import Replication
 from haclient.errors import LogCorrupt, LogFull, LogUnavailable
-from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation
+from haclient.replication.alive import boot_id
+from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation, nobody
 from haclient.replication.sqlite_file import LogFile
 from haclient.replication.sqlite_store import Store
 
@@ -39,14 +39,6 @@ _CHECK_S: Final = 2.0
 _SOON_S: Final = 0.002
 _SLOWER: Final = 1.2
 _SELDOM_S: Final = 0.05
-
-
-def boot_id() -> str:
-    """Return what names this boot of the machine: the same in all its processes, another one after a reboot."""
-    linux = Path("/proc/sys/kernel/random/boot_id")
-    if linux.exists():
-        return linux.read_text(encoding="ascii").strip()
-    return subprocess.check_output(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], text=True).strip()
 
 
 @final
@@ -148,10 +140,12 @@ class SqliteLog:
         """Set facts; durable when it returns."""
         return await self._change(lambda store: store.put(changes, expect or {}, lease))
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, is_dead: Callable[[str], bool] = nobody
+    ) -> Lease | None:
         """Take a lease that is free."""
         now = asyncio.get_running_loop().time()
-        return await self._change(lambda store: store.acquire(name, holder, ttl_s, now))
+        return await self._change(lambda store: store.acquire(name, holder, ttl_s, now, is_dead))
 
     async def renew(self, lease: Lease, ttl_s: float) -> Lease | None:
         """Prolong a lease that is still held."""

@@ -7,7 +7,7 @@ says or nothing. So any number of them, of any callers, can share one commit.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import takewhile
 from typing import Any, Final, final
@@ -204,15 +204,17 @@ class Store:
     # dead. So a lease of another boot is free, however far away its end seems. A machine that sleeps stops the clock
     # and its processes alike. Should all this fail, the epoch still fences off what an old holder writes.
 
-    def acquire(self, name: str, holder: str, ttl_s: float, now: float) -> Lease | None:
+    def acquire(self, name: str, holder: str, ttl_s: float, now: float, is_dead: Callable[[str], bool]) -> Lease | None:
         """Take a lease that is free."""
-        epoch, boot, until = self._one("SELECT epoch, boot, until FROM lease WHERE name = ?", name) or (0, "", None)
-        if until is not None and boot == self._boot and now < until:
+        query = "SELECT epoch, holder, boot, until FROM lease WHERE name = ?"
+        epoch, before, boot, until = self._one(query, name) or (0, "", "", None)
+        orphaned = until is not None and is_dead(before)
+        if until is not None and boot == self._boot and now < until and not orphaned:
             return None
         values = (name, epoch + 1, holder, self._boot, now + ttl_s)
         self._do("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?, ?)", *values)
         self._advance()
-        return Lease(name, epoch + 1, now + ttl_s)
+        return Lease(name, epoch + 1, now + ttl_s, orphaned)
 
     def renew(self, lease: Lease, ttl_s: float, now: float) -> Lease | None:
         """Prolong a lease that nobody has taken or given back since."""

@@ -3,12 +3,13 @@
 Decision made here: nothing is sent unless the lease still runs, and a cluster that does not answer is left alone until
 it does, and then for as long as it may still be working on what went unanswered. Only then the same entries are
 applied again, and all that follows: a request that a server or the network held back cannot undo what came after it.
+Of a predecessor that is known to have died the connections are gone, so what it waited for is over as soon as what was
+sent over a connection that broke.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 from haclient.errors import CallError, LogTrimmed, LogUnavailable
@@ -18,6 +19,7 @@ from haclient.replication.applying import Applying
 from haclient.replication.claims import Guard
 from haclient.replication.clusters import Member
 from haclient.replication.decisions import decisions
+from haclient.replication.ending import HandedOver, LeaseLost, NeedsReseed
 from haclient.replication.loads import restore
 from haclient.replication.log import Entry, Lease
 from haclient.replication.loss import LossCheck
@@ -39,14 +41,6 @@ _MARGIN: Final = 1_000
 _LOOK_S: Final = 0.5
 
 
-class LeaseLost(Exception):
-    """Somebody else applies to this cluster now, or may."""
-
-
-class NeedsReseed(Exception):
-    """The cluster cannot be brought up from the log."""
-
-
 @final
 class Term:
     """One term of office.
@@ -64,7 +58,7 @@ class Term:
         self._shared = shared
         self._cluster = cluster
         self._lease = lease
-        self._unclean_s = position.open
+        self._unclean_s = max(position.inherited_s(lease), shared.settings.settle_s) if position.open else 0.0
         doubtful = max(position.begun, head) if position.open else position.begun
         if position.follows is None:  # what follows begins nothing that may still become void
             position.begun = doubtful
@@ -142,10 +136,9 @@ class Term:
             NeedsReseed: The cluster lacks what the log no longer has.
         """
         position = self.position
-        position.epoch = self._lease.epoch
+        position.epoch, position.by = self._lease.epoch, self._shared.name
         position.standing = Standing.AWAY
-        quiet_s = max(self._unclean_s, self._shared.settings.settle_s) if self._unclean_s else 0.0
-        self.trouble("its applier has just begun", quiet_s)
+        self.trouble("its applier has just begun", self._unclean_s)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._renew())
@@ -158,10 +151,10 @@ class Term:
         finally:
             await self._applying.cancel()
 
-    async def finish(self, grace_s: float) -> None:
-        """Begin nothing more, and wait a while for what is under way."""
+    async def finish(self, grace_s: float) -> bool:
+        """Begin nothing more, and wait a while for what is under way; returns whether nothing is left."""
         self._closing = True
-        await lasting(self._applying.calm(), grace_s)
+        return await lasting(self._applying.calm(), grace_s)
 
     async def close(self) -> bool:
         """Write down where the successor goes on; returns whether nothing was left under way."""
@@ -221,6 +214,8 @@ class Term:
                 await shared.log.put({decision.name: None}, lease=self._lease)
                 if decision.action == "reseed":
                     raise NeedsReseed("asked for by the operator")
+                if decision.action == "share":
+                    await self._share()
                 for stream, parked in list(self.position.parked.items()):
                     if parked.reason and parked.seq == decision.seq:
                         self._schedule.resume(stream, skip=decision.action == "skip")
@@ -237,6 +232,20 @@ class Term:
             if parked.reason and parked.seq in self._shared.void:
                 self._schedule.resume(stream)
                 self.moved()
+
+    async def _share(self) -> None:
+        """Leave the cluster to another process if this one has several, and nothing is under way for long.
+
+        Raises:
+            HandedOver: It is left.
+        """
+        serving = self._shared.serving
+        if len(serving) > 1:
+            serving.discard(self._cluster)
+            if await self.finish(self._shared.settings.lease_s):
+                raise HandedOver("another process, which had no cluster, has asked for it")
+            self._closing = False
+            serving.add(self._cluster)
 
     # A cluster that does not answer.
 
@@ -279,7 +288,7 @@ class Term:
         """Change what the cluster is to the others, durably."""
         position, before = self.position, self.position.standing
         position.standing = standing
-        await self._surely(self._write)
+        await self._shared.surely(self._write)
         self._shared.progress.moved(self._cluster, position)
         if before is not standing:
             now = self._shared.loop.time()
@@ -292,7 +301,7 @@ class Term:
         async def read() -> None:
             self._shared.void.update(void_entries(await self._shared.log.facts(REFUSED)))
 
-        await self._surely(read)
+        await self._shared.surely(read)
 
     # The lease and the position.
 
@@ -318,7 +327,7 @@ class Term:
             await self._dirty.wait()
             await asyncio.sleep(max(saved_at + _SAVE_S - self._shared.loop.time(), 0.0))
             self._dirty.clear()
-            await self._surely(self._write)
+            await self._shared.surely(self._write)
             saved_at = self._shared.loop.time()
 
     async def _mark(self) -> None:
@@ -328,7 +337,7 @@ class Term:
                 if not self._whole:
                     self._whole = await self._loss.look(self.position) and await self._load()
                     if self._loss.convinced:
-                        await self._surely(self._go_back)
+                        await self._shared.surely(self._go_back)
                 elif await self._watermark.write(self.position, self._shared.progress.head, self._shared.claim):
                     self._dirty.set()
             await asyncio.sleep(self._shared.settings.watermark_s)
@@ -366,34 +375,25 @@ class Term:
         return True
 
     async def may_send(self) -> bool:
-        """Say whether the lease still runs, once it is written down how long what is under way may be worked on."""
+        """Say whether it still may, once it is written down how long what is under way may be worked on."""
         if self._rest_s() > self.position.open:
             try:
-                await self._surely(self._write)
+                await self._shared.surely(self._write)
             except LeaseLost:
                 return False
-        return self.holds() and self._guard.holds()
+        return self.holds() and self._guard.holds() and not self.member().drained
 
     def _rest_s(self) -> float:
         """Return how long the cluster may still work on what it was sent, seconds."""
-        return max(self._least_s, self._applying.longest_s(), self._quiet_s, self._resting_s)
+        return max(self._least_s, self._applying.longest_s(), self._left_s())
+
+    def _left_s(self) -> float:
+        """Return how long the cluster may still work on what nobody waits for any more, seconds."""
+        return max(self._quiet_s, self._resting_s)
 
     async def _write(self) -> None:
         async with self._writing:
-            self.position.open = self._rest_s()
+            self.position.open, self.position.left = self._rest_s(), self._left_s()
             value = self.position.encode()
             if not await self._shared.log.put({POSITION + self._cluster: value}, lease=self._lease):
                 raise LeaseLost("another process has it")
-
-    async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do something with the log, again until it works; the term ends with the lease meanwhile."""
-        tries = 0
-        while True:
-            try:
-                await work()
-            except LogUnavailable as error:
-                self._shared.complain(error)
-                tries += 1
-                await asyncio.sleep(self._backoff.of(tries))
-            else:
-                return

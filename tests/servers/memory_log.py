@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from haclient.errors import LogFull, LogTrimmed, LogUnavailable
-from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation
+from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation, nobody
 
 #: Called with the name of the operation, before and after its step.
 Hook = Callable[[str, Literal["before", "after"]], Awaitable[None]]
@@ -24,6 +24,7 @@ Hook = Callable[[str, Literal["before", "after"]], Awaitable[None]]
 class _Held:
     epoch: int = 0
     until: float | None = None
+    holder: str = ""
 
 
 @final
@@ -97,14 +98,18 @@ class MemoryStore:
                 self.facts[name] = Fact(value, self.revision)
         return True
 
-    def acquire(self, name: str, ttl_s: float, now: float) -> Lease | None:
+    def acquire(
+        self, name: str, ttl_s: float, now: float, holder: str = "", is_dead: Callable[[str], bool] = nobody
+    ) -> Lease | None:
         held = self.leases.setdefault(name, _Held())
-        if held.until is not None and now < held.until:
+        orphaned = held.until is not None and is_dead(held.holder)
+        if held.until is not None and now < held.until and not orphaned:
             return None
         held.epoch += 1
         held.until = now + ttl_s
+        held.holder = holder
         self._changed()
-        return Lease(name, held.epoch, held.until)
+        return Lease(name, held.epoch, held.until, orphaned)
 
     def renew(self, lease: Lease, ttl_s: float, now: float) -> Lease | None:
         if not self._held(lease):
@@ -208,10 +213,12 @@ class MemoryLog:
         await self._moment("put", "after")
         return done
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, is_dead: Callable[[str], bool] = nobody
+    ) -> Lease | None:
         asked = self._now()
         await self._moment("acquire", "before")
-        lease = self.store.acquire(name, ttl_s, self._now())
+        lease = self.store.acquire(name, ttl_s, self._now(), holder, is_dead)
         await self._moment("acquire", "after")
         return lease and replace(lease, until=asked + ttl_s)
 

@@ -42,7 +42,7 @@ from haclient.replication.etcd.txn import (
     under,
     value_is,
 )
-from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation
+from haclient.replication.log import Bounds, Entry, Fact, Lease, Mutation, nobody
 
 _log = logging.getLogger("haclient")
 _FORMAT: Final = 1
@@ -210,24 +210,26 @@ class EtcdLog:
 
     # Leases.
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, is_dead: Callable[[str], bool] = nobody
+    ) -> Lease | None:
         """See `MutationLog.acquire`; etcd holds a lease for two seconds at least."""
         lease_key, epoch_key = self._keys.lease(name), self._keys.epoch(name)
         held, epochs = (await self._log.read(get(lease_key), get(epoch_key))).found
-        if held:
+        if held and not is_dead(held[0].value.decode()):
             return None
         epoch, revision = (int(epochs[0].value) + 1, epochs[0].revision) if epochs else (1, 0)
         asked = asyncio.get_running_loop().time()
         granted = await self._client.call("/v3/lease/grant", {"TTL": math.ceil(ttl_s)}, writes=True)
         own = int(granted.fields["ID"])
         answer = await self._log.do(
-            [unchanged(epoch_key, revision), unchanged(lease_key, 0)],
+            [unchanged(epoch_key, revision), unchanged(lease_key, held[0].revision if held else 0)],
             [put(epoch_key, b"%d" % epoch), put(lease_key, holder.encode(), lease=own)],
             [get(lease_key)],
         )
         if not answer.done and [one.lease for one in answer.found[0]] != [own]:
             return None  # what was granted runs out
-        return Lease(name, epoch, asked + ttl_s)
+        return Lease(name, epoch, asked + ttl_s, orphaned=bool(held))
 
     async def renew(self, lease: Lease, ttl_s: float) -> Lease | None:
         """See `MutationLog.renew`; no longer than it was acquired for."""

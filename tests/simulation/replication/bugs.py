@@ -272,8 +272,8 @@ def takes_no_answer_for_done() -> list[Patch]:
 def applies_without_the_lease() -> list[Patch]:
     real = MemoryLog.acquire
 
-    async def acquire(self, name, holder, ttl_s):
-        return await real(self, name, holder, ttl_s) or Lease(name, 1 << 30, float("inf"))
+    async def acquire(self, name, holder, ttl_s, *more):
+        return await real(self, name, holder, ttl_s, *more) or Lease(name, 1 << 30, float("inf"))
 
     async def write(self):
         pass
@@ -300,6 +300,29 @@ def keeps_the_lease_when_it_closes() -> list[Patch]:
         pass
 
     return [(Applier, "_hand_over", hand_over)]
+
+
+@bug("converge", "claim", "ack", "duplicate")
+def does_not_rest_after_a_death() -> list[Patch]:
+    real = Term.__init__
+
+    def init(self, shared, cluster, lease, position, head):
+        real(self, shared, cluster, lease, position, head)
+        if lease.orphaned:
+            self._unclean_s = 0.0
+
+    return [(Term, "__init__", init)]
+
+
+@bug("lease")
+def takes_a_stopped_process_for_a_dead_one() -> list[Patch]:
+    from tests.simulation.replication.run import Run
+
+    def is_dead(self, name):
+        process = self.processes[name]
+        return self.scenario.one_host and (process.stopped or not process.alive)
+
+    return [(Run, "is_dead", is_dead)]
 
 
 @bug("drained")

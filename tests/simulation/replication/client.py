@@ -62,6 +62,7 @@ class Client:
             return
         self._life += 1
         process = self.process = Process(run.loop, f"p{self.index}.{self._life}")
+        run.processes[process.name] = process
         rng = random.Random(run.rng.random())
         skew = max(0.0, 8.0 * run.rng.random() - 4.0)
         self.sessions = [Session() for _ in range(SESSIONS)]
@@ -74,7 +75,7 @@ class Client:
         bus, ways, log = EventBus(), Ways(run.world), MemoryLog(run.store, _Hook(run, self.index, process))
         bus.subscribe(lambda event: self._listen(process, event))
         made = self.replicator = Replicator(
-            settings, log, ways, bus, rng, run.loop, process.name, wall=wall, stamp=_stamp
+            settings, log, ways, bus, rng, run.loop, process.name, wall=wall, stamp=_stamp, is_dead=run.is_dead
         )
         known, describe = made.catalog.descriptions.known, made.catalog.descriptions.shape
         stamps = timestamps.Timestamps()

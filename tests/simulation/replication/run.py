@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from haclient.replication import replicator
+from haclient.replication import replicator, sharing
 from haclient.replication.applier import APPLY
 from haclient.replication.decisions import decide
 from haclient.replication.position import POSITION, Position, Standing
@@ -30,6 +30,8 @@ _PATIENCE_S: Final = 20.0
 # So little is written in a run that nothing would ever be removed from the log.
 replicator._TRIM_S = 0.2  # type: ignore[misc]
 replicator._KEPT = 2  # type: ignore[misc]
+# Nor does a run last as long as it takes to share the clusters out.
+sharing._LOOK_S = 0.1  # type: ignore[misc]
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class Run:
     """One run under way.
 
     Attributes:
+        processes: All there ever were, by name.
         log: How the log fares, for everybody (None) and for single clients.
         over: No process is started any more.
     """
@@ -85,6 +88,7 @@ class Run:
         self.world = World(loop, self.rng, scenario.main, FAR if scenario.far else "", trace)
         self.store = MemoryStore()
         self.checker = Checker(scenario, self.world, self.store)
+        self.processes: dict[str, Process] = {}
         self.clients = [Client(self, i) for i in range(scenario.processes)]
         self.harm = Harm(self)
         self.log: dict[int | None, str] = {}
@@ -145,6 +149,10 @@ class Run:
         client = self.clients[index]
         if client.process is not None and client.alive:
             self._calls.append(client.process.create_task(client.read(read)))
+
+    def is_dead(self, name: str) -> bool:
+        """Say whether a process has died and the others can tell: they are all on one host, in half of the runs."""
+        return self.scenario.one_host and not self.processes[name].alive
 
     def disturbed(self, process: Process | None) -> None:
         """Note that the calls of a process (None: of all) did not go undisturbed; those of a dead one never end."""

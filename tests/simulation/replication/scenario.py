@@ -107,6 +107,8 @@ class Scenario:
     safe: str
     #: Whether faults may come while the stage is set.
     early: bool
+    #: Whether a process can see that another one has died.
+    one_host: bool = False
     operations: list[tuple[float, int, Operation]] = field(default_factory=list)
     reads: list[tuple[float, int, Read]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -153,6 +155,7 @@ def draw(seed: int) -> Scenario:
         text_key=roll() < 0.3,
         safe=safe,
         early=roll() < 0.2,
+        one_host=bool(seed % 2),
     )
     prologue(scenario)
     span = _operations(scenario, roll)

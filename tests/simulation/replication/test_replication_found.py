@@ -30,27 +30,65 @@ def alias(number: int) -> Operation:
 
 
 def history(
-    seed: int, calls: Sequence[tuple[float, int, Operation]], faults: Sequence[Fault], clusters: int = 2
+    seed: int,
+    calls: Sequence[tuple[float, int, Operation]],
+    faults: Sequence[Fault],
+    clusters: int = 2,
+    processes: int = 2,
+    *,
+    one_host: bool = False,
 ) -> Scenario:
     """Two processes; calls are (when, in which process, what), counted from when the collections are there."""
     settings: Replication = SETTINGS["one"]
-    scenario = Scenario(seed, clusters, 2, settings, text_key=False, safe="", early=False)
+    scenario = Scenario(seed, clusters, processes, settings, text_key=False, safe="", early=False, one_host=one_host)
     prologue(scenario)
     scenario.operations += calls
     scenario.faults = list(faults)
     return scenario
 
 
-def overtaken(seed: int, *faults: Fault) -> Scenario:
+def overtaken(seed: int, *faults: Fault, processes: int = 2, one_host: bool = False) -> Scenario:
     """A cluster stops with the first of three writes in its hands; both processes know the collection by then."""
     calls = [(0.0, 0, upsert(8, [5])), (0.0, 1, upsert(9, [6]))]
     calls += [(0.102, 0, upsert(10, [1, 2])), (0.11, 1, upsert(11, [1, 2])), (0.12, 1, upsert(12, [2, 3]))]
-    return history(seed, calls, [Fault(0.1, "stop", "A", 0.5 + 0.01 * (seed % 8)), *faults])
+    faults = (Fault(0.1, "stop", "A", 0.5 + 0.01 * (seed % 8)), *faults)
+    return history(seed, calls, faults, processes=processes, one_host=one_host)
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_a_request_of_a_stopped_process_does_not_undo_what_its_successor_applied(seed: int) -> None:
     assert not play(overtaken(seed, Fault(0.13, "stop process", 0, 2.0))).violations
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_request_of_a_process_that_is_known_to_be_dead_does_not_undo_what_its_successor_applied(seed: int) -> None:
+    dies = Fault(0.13, "die", 0, 2.0)
+    assert not play(overtaken(seed, dies, one_host=True)).violations
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_dead_process_does_not_take_the_requests_of_a_stopped_one_with_it(seed: int) -> None:
+    """The second one dies while the cluster comes to rest from the first one's requests."""
+    faults = [Fault(0.13, "stop process", 0, 2.0), Fault(0.64 + 0.02 * (seed % 12), "die", 1, 2.0)]
+    assert not play(overtaken(seed, *faults, processes=3, one_host=True)).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("what", ["die", "stop process"])
+def test_a_write_that_one_cluster_must_have_does_not_wait_for_the_successor(seed: int, what: str) -> None:
+    """Each process applies to a cluster by then, so the death of one leaves the other's."""
+    calls = [(2.0, 0, upsert(8, [5])), (2.0, 1, upsert(9, [6])), (2.3, 1, upsert(10, [1], "one", 0.1))]
+    result = play(history(seed, calls, [Fault(2.2, what, 0, 3.0)]))
+    assert not result.violations
+    assert result.outcomes.get("ok", 0) == 9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_successor_of_a_process_that_is_known_to_be_dead_waits_for_no_lease(seed: int) -> None:
+    calls = [(2.0, 0, upsert(8, [5])), (2.0, 1, upsert(9, [6])), (2.21, 1, upsert(10, [1], "all", 0.35))]
+    result = play(history(seed, calls, [Fault(2.2, "die", 0, 3.0)], one_host=True))
+    assert not result.violations
+    assert result.outcomes.get("ok", 0) == 9
 
 
 @pytest.mark.parametrize("seed", range(24))

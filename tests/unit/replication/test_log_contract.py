@@ -369,6 +369,20 @@ async def test_a_lease_has_one_holder(pair):
     assert await a.acquire("apply/a", "process a", 60.0) is None, "who has lost a lease gave it back"
 
 
+async def test_the_lease_of_a_dead_holder_is_free_at_once(pair):
+    a, b = pair
+    first = await a.acquire("apply/a", "process a", 60.0)
+    assert not first.orphaned
+    assert await b.acquire("apply/a", "process b", 60.0, lambda holder: holder == "process b") is None
+    second = await b.acquire("apply/a", "process b", 60.0, lambda holder: holder == "process a")
+    assert second.orphaned
+    assert second.epoch == first.epoch + 1
+    assert await a.renew(first, 60.0) is None
+    await b.release(second)
+    third = await a.acquire("apply/a", "process a", 60.0, lambda holder: True)
+    assert not third.orphaned, "it was given back"
+
+
 async def test_a_lease_runs_out_for_its_holder_first(pair):
     """Its end is counted from before it was asked for; only then can somebody else have it."""
     a, b = pair

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from haclient.config.replication import Replication
 from haclient.events import EventBus
-from haclient.replication.log import Lease
+from haclient.replication.log import Lease, nobody
 from haclient.replication.replicator import Replicator
 from haclient.replication.term import Term
 from tests import virtual_time
@@ -22,9 +23,11 @@ class Mistaken(MemoryLog):
         super().__init__(store)
         self.failing = {"acquire", "changed"}
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, is_dead: Callable[[str], bool] = nobody
+    ) -> Lease | None:
         self._fail("acquire")
-        return await super().acquire(name, holder, ttl_s)
+        return await super().acquire(name, holder, ttl_s, is_dead)
 
     async def changed(self, revision: int) -> int:
         self._fail("changed")
