@@ -96,6 +96,7 @@ class StartedFleet(Fleet):
     def config(self, *, direct: bool = False) -> dict[str, Any]:
         """See `Fleet.config`."""
         near = len(self.servers) - self.topology.remote
+        remote = {"zone": "remote", **({"asynchronous": True} if self.topology.log else {})}
         config: dict[str, Any] = {
             "zone": ZONE,
             "health": HEALTH,
@@ -103,7 +104,7 @@ class StartedFleet(Fleet):
                 {
                     "name": server.name,
                     "endpoints": [server.uri if direct else self.links[server.name].uri],
-                    "zone": ZONE if number < near else "remote",
+                    **({"zone": ZONE} if number < near else remote),
                 }
                 for number, server in enumerate(self.servers)
             ],
