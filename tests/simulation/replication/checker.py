@@ -332,7 +332,7 @@ class Checker:
             deleted.update(marks_of("Delete", entry.mutation.message))
             upto, stream = record.seq, entry.mutation.stream
         for key, history in self.reference.changes.get(stream, {}).items():
-            if any(version in self.cursed for _, version in history):
+            if any(version in self.cursed or seq in self.void for seq, version in history):
                 continue
             states = [version for seq, version in history if record.head < seq < upto]
             states.append(self.reference.at(stream, key, record.head)[1])
