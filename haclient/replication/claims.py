@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 import orjson
 
 from haclient.errors import CallError
-from haclient.milvus import watermarks
-from haclient.milvus.messages import Request
+from haclient.milvus import messages, watermarks
+from haclient.milvus.messages import LoadState, Request
 from haclient.milvus.status import COLLECTION_NOT_FOUND
 from haclient.milvus.watermarks import Row
 from haclient.replication.clusters import Clusters
@@ -37,6 +37,8 @@ SUPERSEDED: Final = f"{SITE}superseded"
 _ROW: Final = "log "
 #: Who has not seen a cluster's claim for so many times `watermark_s` sends nothing more.
 _FENCE: Final = 5.0
+#: Time for each step of having the marks loaded, seconds.
+_LOAD_S: Final = 5.0
 
 
 class Claim(NamedTuple):
@@ -139,6 +141,24 @@ class Guard:
         shared = self._shared
         fresh = shared.loop.time() - self._looked_at < fence_s(shared.settings.watermark_s)
         return fresh or not self._needed()
+
+    async def opened(self) -> bool:
+        """Say whether the cluster may be written to; if not, see to it that its claim can be read.
+
+        Whoever made the collection of marks may have died before it was loaded, and servers forget to load it.
+        """
+        if self.holds():
+            return True
+        clusters, asked = self._shared.clusters, messages.get_load_state(watermarks.COLLECTION)
+        try:
+            reply = await clusters.ask(self._cluster, asked.method, asked.message, "", _LOAD_S)
+            state = messages.read_load_state(reply)
+        except (CallError, ValueError):
+            return False
+        if state is LoadState.NOT_LOADED:
+            for request in watermarks.make():
+                await clusters.deliver(self._cluster, request.method, request.message, "", _LOAD_S)
+        return False
 
     def _needed(self) -> bool:
         """Only where there is another site can there be another log."""

@@ -333,7 +333,7 @@ class Term:
     async def _mark(self) -> None:
         """Write into the cluster how far it is, once it is known to have what its last mark says."""
         while True:
-            if not self._trouble and self.holds() and self._guard.holds():
+            if not self._trouble and self.holds() and await self._guard.opened():
                 if not self._whole:
                     self._whole = await self._loss.look(self.position) and await self._load()
                     if self._loss.convinced:
