@@ -150,9 +150,9 @@ class Commit:
             if ack == "one":
                 return shared.has(stream, seq)
             members = shared.counted()
-            # Who was drained on purpose is not waited for.
+            # Who was drained on purpose is not waited for, but if all are somebody has to come back.
             present = [progress.has(member.name, stream, seq) for member in members if not member.drained]
-            return sum(present) > (len(present) // 2 if ack == "quorum" else len(present) - 1)
+            return sum(present) >= max(len(present) // 2 + 1 if ack == "quorum" else len(present), 1)
 
         if not await progress.until(lambda: seq in shared.void or enough(), call.deadline):
             have = [member.name for member in shared.counted() if progress.has(member.name, stream, seq)]
