@@ -134,13 +134,16 @@ class Plan:
         if not self._facts.reads_rows or not (required or call.guarantee_timestamp):
             return call.message
         assert self._stream is not None
+        applied = reader.progress.timestamp(cluster, self._stream)
+        if self._moment is not None and not self._has_all_of(self._moment, cluster, reader.progress):
+            applied = 0  # it may have shown what it is not known to have
         return reader.stamps.for_cluster(
             call.method,
             call.message,
             self._facts,
             cluster,
             clusters=len(reader.rotation()),
-            applied=reader.progress.timestamp(cluster, self._stream),
+            applied=applied,
             required=required,
             default_level=self._default,
         )
