@@ -71,7 +71,7 @@ class Harm:
         """Decide who counts, as an operator does who does not wait."""
         run = self._run
         run.world.say(f"from now on {', '.join(counted)} count")
-        run.checker.failed_over_at = run.loop.time()
+        run.checker.failed_over(counted)
         assert run.store.put(decided(run.world.members, counted), {}, None)
 
     # Clusters.
