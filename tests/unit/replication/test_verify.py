@@ -78,7 +78,7 @@ def test_every_kind_of_difference_is_found_and_nothing_else() -> None:
     assert told.equal == 996
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_what_is_under_way_is_no_difference_and_a_real_one_is_found_among_it(seed: int) -> None:
     async def scenario() -> Verified:
         fleet = await filled()
@@ -196,7 +196,7 @@ def test_without_the_log_the_majority_says_and_without_one_whom_the_operator_nam
     virtual_time.run(scenario())
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_repair_undoes_nothing_that_is_written_meanwhile(seed: int) -> None:
     async def scenario() -> None:
         fleet = await filled()
