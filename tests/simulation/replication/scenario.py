@@ -163,6 +163,7 @@ def draw(seed: int) -> Scenario:
     if roll() > 0.08:
         _faults(scenario, roll, span)
     _site(scenario, random.Random(-1 - seed).random, span)
+    _orphans(scenario, random.Random(f"orphans {seed}").random, span)
     return scenario
 
 
@@ -285,6 +286,8 @@ _SERVER_FAULTS: Final = (
     "reset", "arm", "arm", "arm", "not ready", "drain", "drain", "drain",
 )  # fmt: skip
 _PROCESS_FAULTS: Final = ("die", "die", "stop process", "stop process", "close")
+#: How often all processes but one die, where that can be seen.
+_ORPHANS: Final = 0.8
 _LOG_FAULTS: Final = ("log down", "log lost", "log slow")
 
 
@@ -321,6 +324,27 @@ def _zombies(scenario: Scenario, roll: _Roll, span: float) -> None:
         if roll() < 0.7:
             what = _PROCESS_FAULTS[int(roll() * len(_PROCESS_FAULTS))]
             scenario.faults.append(Fault(at + 0.5 * roll() * roll(), what, who, 0.05 + 1.5 * roll()))
+
+
+def _orphans(scenario: Scenario, roll: _Roll, span: float) -> None:
+    """A cluster stops with the first of several writes of the same rows in its hands; all processes but one die.
+
+    The one that is left can see that, so it takes over while those requests may still be worked on.
+    """
+    name = "BA"[scenario.safe == "B"]
+    if not scenario.one_host or scenario.far or scenario.processes < 2 or roll() > _ORPHANS:
+        return
+    at, for_s, heir = span * (0.2 + 0.8 * roll()), 0.05 + 0.1 * roll(), int(roll() * scenario.processes)
+    scenario.faults.append(Fault(at, "stop", name, for_s))
+    for who in range(scenario.processes):
+        if who != heir:
+            scenario.faults.append(Fault(at + for_s - 0.08 * roll(), "die", who, 0.5 + roll()))
+    for i in range(4):
+        number = len(scenario.operations)
+        versions = (100_000 + number * 10, 100_001 + number * 10)
+        operation = Operation(number, "rows", "Upsert", requests.rows("Upsert", OWN, [1, 2], versions), OWN)
+        operation.versions = versions
+        scenario.operations.append((at + 0.01 * i - 0.004, heir, operation))
 
 
 def _curse(scenario: Scenario, roll: _Roll) -> None:
