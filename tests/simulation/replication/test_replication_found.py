@@ -8,8 +8,9 @@ import pytest
 
 from haclient.config.replication import Replication
 from tests.simulation.replication import requests
+from tests.simulation.replication.reads import BOUNDED, SESSION, Read
 from tests.simulation.replication.run import play
-from tests.simulation.replication.scenario import OWN, SETTINGS, Fault, Operation, Scenario, prologue
+from tests.simulation.replication.scenario import FAR, OWN, SETTINGS, Fault, Operation, Scenario, prologue
 
 SEEDS = range(12)
 
@@ -131,3 +132,48 @@ def test_a_cluster_that_hangs_does_not_hold_up_a_write_that_another_one_can_take
     result = play(scenario)
     assert not result.violations
     assert result.outcomes.get("ok", 0) == 8
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_marks_that_were_made_and_not_loaded_keep_nobody_from_a_cluster_of_several_sites(seed: int) -> None:
+    """The only process dies while it makes the collection of marks."""
+    calls = [(0.0, 0, upsert(9, [1])), (3.0, 0, upsert(10, [1]))]
+    scenario = history(seed, calls, [Fault(2.004 + 0.002 * seed, "die", 0, 0.5)], processes=1)
+    scenario.far = scenario.early = True
+    assert not play(scenario).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_write_to_all_is_not_acknowledged_while_all_are_drained(seed: int) -> None:
+    drained = [Fault(0.1, "drain", name, 1.5) for name in "AB"]
+    calls = [(0.0, 0, upsert(8, [5])), (0.0, 1, upsert(9, [6])), (0.3, seed % 2, upsert(10, [1], "all", 0.5))]
+    result = play(history(seed, calls, drained))
+    assert not result.violations
+    assert result.outcomes["unknown"] == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_session_does_not_go_back_behind_what_its_cluster_has_shown_too_early(seed: int) -> None:
+    """What the cluster has shown it has not confirmed, so nobody knows its timestamp."""
+    mute = [Fault(0.09, "mute", "A", 0.1), Fault(0.09, "drain", "B", 2.0)]
+    scenario = history(seed, [(0.0, 0, upsert(9, [2])), (0.1, 0, upsert(10, [1]))], mute, processes=1)
+    scenario.reads = [(0.2, 0, Read(BOUNDED, OWN, 1, 1.0))]
+    scenario.reads += [(0.3 + 0.02 * i, 0, Read(SESSION, OWN, 1, 1.0)) for i in range(6)]
+    assert not play(scenario).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_failover_to_a_cluster_that_has_stopped_holds_up_the_others_until_it_is_mended(seed: int) -> None:
+    calls = [(0.1, 0, upsert(10, [1])), (0.2, 0, upsert(11, [1])), (0.3, 1, upsert(12, [2]))]
+    scenario = history(seed, calls, [Fault(0.15, "drain", "A", 1.0)])
+    scenario.curses = [(calls[0][2], FAR, "refuses")]
+    scenario.far, scenario.failovers = True, [(0.4, (FAR,))]
+    assert not play(scenario).violations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_who_has_not_heard_of_a_failover_acknowledges_by_what_counted_before(seed: int) -> None:
+    calls = [(0.3 + 0.005 * i, i % 2, upsert(10 + i, [i], "quorum")) for i in range(8)]
+    scenario = history(seed, calls, [Fault(0.2, "log slow", None, 0.2)])
+    scenario.far, scenario.failovers = True, [(0.3, (FAR,))]
+    assert not play(scenario).violations
