@@ -14,7 +14,7 @@ import time
 from tests.simulation.replication.bugs import BUGS, hunt
 from tests.simulation.replication.run import freeze, run_seed
 
-MOST_SEEDS = 1000
+MOST_SEEDS = 1500
 
 
 def main() -> int:
