@@ -245,7 +245,3 @@ def demo(
     except ConfigError as error:
         fail(error)
     raise typer.Exit(run(options))
-
-
-if __name__ == "__main__":
-    main()
