@@ -1,0 +1,5 @@
+"""``python -m haclient.cli``."""
+
+from haclient.cli import main
+
+main()
