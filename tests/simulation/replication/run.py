@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
+from unittest.mock import patch
 
 from haclient.replication import replicator, sharing
 from haclient.replication.applier import APPLY
@@ -28,11 +30,9 @@ RECOVERY_S: Final = 60.0
 #: A call that has not ended by then never will: its process has died.
 _PATIENCE_S: Final = 20.0
 
-# So little is written in a run that nothing would ever be removed from the log.
-replicator._TRIM_S = 0.2  # type: ignore[misc]
-replicator._KEPT = 2  # type: ignore[misc]
-# Nor does a run last as long as it takes to share the clusters out.
-sharing._LOOK_S = 0.1  # type: ignore[misc]
+#: So little is written in a run that nothing would ever be removed from the log, nor does a run last as long as it
+#: takes to share the clusters out.
+_QUICK: Final = {replicator: {"_TRIM_S": 0.2, "_KEPT": 2}, sharing: {"_LOOK_S": 0.1}}
 
 
 @dataclass(slots=True)
@@ -54,6 +54,13 @@ def run_seed(seed: int, trace: bool = False) -> Result:
 
 def play(scenario: Scenario, trace: bool = False) -> Result:
     """Run a history."""
+    with ExitStack() as stack:
+        for module, values in _QUICK.items():
+            stack.enter_context(patch.multiple(module, **values))
+        return _play(scenario, trace)
+
+
+def _play(scenario: Scenario, trace: bool) -> Result:
     loop = Processes(scenario.seed, steps=400_000)
     asyncio.set_event_loop(None)
     run = Run(scenario, loop, trace)
