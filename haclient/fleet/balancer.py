@@ -6,7 +6,7 @@ and uses the power of two choices inside it (Mitzenmacher 2001) over peak-EWMA l
 Its cost does not grow with the fleet.
 
 Tiers never exclude: a node whose breaker is open stands in the last tier, so when everything is down reads
-still try something (panic mode), and no cached state can fail a call for ever.
+still try something (panic mode), and no cached state can fail a call for ever. There what is merely slow goes first.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Balancer:
             for tier in tiers:
                 left = tuple(node for node in tier if node not in avoid)
                 if left:
-                    node = self._choose(left, now)
+                    node = self._choose(tuple(n for n in left if n.gate.slow) or left, now)
                     return node, node.gate.try_acquire()
             if not avoid:
                 break

@@ -37,6 +37,9 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
         settings: Thresholds and waits.
         clock: Loop time in seconds.
         on_change: Called with (state before, state after, reason) at every transition.
+
+    Attributes:
+        slow: It is open for no other reason than that other endpoints answer faster.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
         self.state = CLOSED
         self.generation = 0
         self.reason = ""
+        self.slow = False
         self.retry_at = 0.0
         self.settings = settings
         self._clock = clock
@@ -91,8 +95,9 @@ class Gate(CircuitBreakerListener):  # type: ignore[misc]
             elif ok is False:
                 self.open("the trial failed")
 
-    def open(self, reason: str) -> None:
+    def open(self, reason: str, *, slow: bool = False) -> None:
         """Open at once; each reopening without a rest between doubles the wait before the next trial."""
+        self.slow = slow
         if self.state == OPEN:
             self.reason = reason
             return

@@ -80,7 +80,7 @@ class Detector:
         if node.losses >= _LOSSES and node.gate.state == breaker.CLOSED:
             reason = self.lagging(node, node.latency.mean, lambda other: other.latency)
             if reason:
-                node.gate.open(reason)
+                node.gate.open(reason, slow=True)
 
     def stalled(self, node: Node) -> None:
         """Open the gate of an endpoint that is not there, and send its calls on where they have somewhere to go."""

@@ -190,10 +190,10 @@ class Fleet:
             )
 
     def untried(self, call: Call) -> bool:
-        """Say whether a healthy endpoint is left that the call has not been sent to."""
+        """Say whether an endpoint that answers is left that the call has not been sent to."""
         tried = self.tried(call.attempts)
         return any(
-            n not in tried and not n.drained and not n.refused and n.gate.state != breaker.OPEN
+            n not in tried and not n.drained and not n.refused and (n.gate.state != breaker.OPEN or n.gate.slow)
             for n in self.nodes()
             if (call.pin is None or n.cluster.name == call.pin) and n.cluster.name not in call.behind
         )

@@ -42,11 +42,13 @@ class ProbeFailed(Exception):
 
     Attributes:
         certain: Nobody listens there at all.
+        slow: It can, but much slower than others.
     """
 
-    def __init__(self, reason: str, *, certain: bool = False) -> None:
+    def __init__(self, reason: str, *, certain: bool = False, slow: bool = False) -> None:
         super().__init__(reason)
         self.certain = certain
+        self.slow = slow
 
 
 class Look:
@@ -83,7 +85,7 @@ class Look:
         try:
             await self.climb()
         except ProbeFailed as failure:
-            self._failed(str(failure), failure.certain)
+            self._failed(str(failure), certain=failure.certain, slow=failure.slow)
             return
         node.probe_failures = 0
         if not self.found:
@@ -97,18 +99,19 @@ class Look:
         try:
             await self.climb_all()
         except ProbeFailed as failure:
-            self._failed(str(failure), certain=False)
+            self._failed(str(failure), certain=False, slow=failure.slow)
 
-    def _failed(self, reason: str, certain: bool) -> None:
+    def _failed(self, reason: str, *, certain: bool, slow: bool) -> None:
         node, gate = self._node, self._node.gate
         node.probe_failures += 1
         node.last_error = reason
         node.life += certain
         if gate.state == breaker.HALF_OPEN:
             gate.record(gate.try_acquire(), False)
+            gate.slow = slow
         elif certain or not node.found or node.probe_failures >= self._fleet.config.health.down_after:
             # One that has never answered is given no benefit of the doubt.
-            gate.open(f"probe: {reason}")
+            gate.open(f"probe: {reason}", slow=slow)
 
     async def ask(self, request: Request, timeout_s: float | None = None) -> tuple[Reply, Verdict]:
         """Send one request on the probe connection; raises `ProbeFailed` if the endpoint is at fault."""

@@ -246,9 +246,9 @@ class MilvusLook(Look):
         node.probe_latency.observe(took_s, self._loop.time())
         self._slow = self._slow + 1 if reason else 0
         if reason and node.gate.state != breaker.CLOSED:
-            raise ProbeFailed(reason)
+            raise ProbeFailed(reason, slow=True)
         if self._slow >= _SLOW_LOOKS:
-            node.gate.open(reason)
+            node.gate.open(reason, slow=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from pymilvus.grpc_gen import milvus_pb2
 
 from haclient.call import Reply
-from haclient.config import Config, Health, Timeouts
+from haclient.config import Breaker, Config, Health, Timeouts
 from haclient.errors import CallError, ConfigError, DeadlineExceeded, Unavailable, WriteNotConfirmed
 from haclient.events import CallFinished, ConfigRejected, FailedOver, FleetReconfigured
 from tests.unit.fleet.fleet_fakes import (
@@ -90,6 +90,26 @@ def test_no_single_fault_costs_a_read(fault, count):
             assert all(core.view().endpoints[0].ready.values())
 
     for seed in range(3):
+        run(scenario(), seed)
+
+
+def test_one_that_was_set_aside_for_slowness_takes_every_call_when_the_others_are_gone():
+    """It need not wait for its trial, nor does going on to it from a dead one draw on the budget."""
+
+    async def scenario():
+        world = World(*apart(3), breaker=Breaker(open_s=60, max_open_s=60))
+        async with world:
+            core = world.core()
+            await ask(core)
+            slow, *others = core.fleet.nodes()
+            slow.gate.open("slow: 90 ms where the others take 4 ms", slow=True)
+            world.by_address[slow.address].delay_s = 0.09
+            for node in others:
+                world.by_address[node.address].state = "refused"
+            for _ in range(20):
+                await asyncio.gather(*(ask(core) for _ in range(10)))
+
+    for seed in range(5):
         run(scenario(), seed)
 
 

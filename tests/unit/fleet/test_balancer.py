@@ -254,6 +254,17 @@ def test_when_all_are_down_something_is_tried_all_the_same():
     assert b.names(100, "a0", "a1") == {"a2"}
 
 
+def test_when_all_are_down_what_is_merely_slow_goes_first():
+    b = Bench(*several(3))
+    for node in b.nodes:
+        node.gate.open("dead")
+    b["a1"].gate.open("slow", slow=True)
+    assert b.names() == {"a1"}
+    assert b.pick("a1")[0].name in ("a0", "a2")
+    b["a1"].gate.open("it does not answer any more")
+    assert b.names() == {"a0", "a1", "a2"}
+
+
 def test_when_all_were_tried_the_best_is_tried_again():
     b = Bench(*several(2))
     b["a1"].gate.open("x")
