@@ -63,7 +63,7 @@ def bugs() -> int:
     missed = 0
     print(f"{'planted bug':52} {'seeds':>6}  found by")
     for name in BUGS:
-        found = hunt(name, MOST_SEEDS)
+        found = hunt(name, range(MOST_SEEDS))
         missed += found is None
         seeds, invariant = found or ("-", f"NOT FOUND in {MOST_SEEDS}")
         print(f"{name:52} {seeds:>6}  {invariant}", flush=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from haclient.milvus import timestamps
@@ -506,13 +506,13 @@ def takes_every_cluster_for_fresh() -> list[Patch]:
     return [(Progress, "stale_s", lambda self, cluster, stream: 0.0)]
 
 
-def hunt(name: str, most: int) -> tuple[int, str] | None:
+def hunt(name: str, seeds: Iterable[int]) -> tuple[int, str] | None:
     """Look for a planted bug: (seeds it took, the invariant that found it), or None."""
     from tests.simulation.replication.run import run_seed
 
     with planted(name):
-        for seed in range(most):
+        for count, seed in enumerate(seeds, 1):
             for invariant, _ in run_seed(seed).violations:
                 if invariant in BUGS[name].killers:
-                    return seed + 1, invariant
+                    return count, invariant
     return None
