@@ -1,7 +1,7 @@
 """Replicated writes over milvus-lite: servers, writers, links and logs fail, and nothing acknowledged is lost.
 
-One short trial of each log; ``HACLIENT_THOROUGH=1`` adds others, and ``python -m tests.live.replication`` runs as many as
-there is time for.
+One short trial of each log; ``HACLIENT_THOROUGH=1`` adds others, and ``python -m tests.live.replication`` runs as many
+as there is time for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Replicated writes over real Milvus 2.3.5: a fault of each kind under load, and nothing acknowledged is lost.
 
-One short trial of some; ``HACLIENT_THOROUGH=1`` adds others, and ``python -m tests.live.replication`` runs all of them, as
-often as there is time for.
+One short trial of some; ``HACLIENT_THOROUGH=1`` adds others, and ``python -m tests.live.replication`` runs all of them,
+as often as there is time for.
 """
 
 from __future__ import annotations
