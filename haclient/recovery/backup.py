@@ -23,15 +23,16 @@ from haclient.recovery.manifest import Database, Manifest
 from haclient.recovery.source import Fleet
 from haclient.recovery.store import Store
 from haclient.recovery.tail import log_id, write_tail
-from haclient.recovery.threads import at_once, in_thread
+from haclient.recovery.threads import in_thread
 from haclient.replication.donor import caught_up, choose
 from haclient.replication.hold import position_of
 from haclient.replication.keep import KEPT, keep
 from haclient.replication.log import BARRIER, MutationLog, Stream
 from haclient.replication.position import Position
 from haclient.replication.reseed import Advance
-from haclient.replication.site import SiteFailed
+from haclient.replication.site import SiteFailed, chosen
 from haclient.replication.survey import Survey
+from haclient.replication.timing import at_once
 
 #: Times that collections which change meanwhile are read again.
 _MOST_ROUNDS: Final = 20
@@ -183,7 +184,7 @@ class _Full:
     async def _there(self) -> set[Stream]:
         """Return the collections that the cluster has and that are wanted."""
         there = [stream for stream in await self._site.catalogue() if stream[1] != watermarks.COLLECTION]
-        return set(chosen(there, self._task.wanted, f"cluster {self._site.name}"))
+        return set(chosen(there, self._task.wanted, f"cluster {self._site.name} has no"))
 
     async def _settled(self, log: MutationLog) -> tuple[list[Database], dict[Stream, str]]:
         """Read until nothing has changed that the log cannot make good; return what concerns several collections."""
@@ -340,18 +341,3 @@ class _Full:
                 why = "it was written to meanwhile" if self._task.reread else "nothing has tested that they are"
                 notes.append(f"{place.name}: its rows may not be of one moment: {why}")
         return notes
-
-
-def chosen(there: Collection[Stream], wanted: Sequence[str], where: str) -> list[Stream]:
-    """Return those that are wanted by name (or database.name); all if none is named.
-
-    Raises:
-        ConfigError: One of them is not there.
-    """
-    found: set[Stream] = set()
-    for name in wanted:
-        matching = {one for one in there if name in (one[1], f"{one[0] or 'default'}.{one[1]}")}
-        if not matching:
-            raise ConfigError(f"{where} has no collection {name!r}")
-        found |= matching
-    return sorted(found if wanted else there)

@@ -20,7 +20,6 @@ from haclient.errors import ConfigError
 from haclient.milvus import structure
 from haclient.milvus.digest import Digest
 from haclient.milvus.status import Flavour
-from haclient.recovery.backup import chosen
 from haclient.recovery.checkpoint import Checkpoint, digest_of
 from haclient.recovery.creation import creation
 from haclient.recovery.lineage import Life, Lineage
@@ -30,9 +29,11 @@ from haclient.recovery.refill import Refill
 from haclient.recovery.source import Fleet
 from haclient.recovery.store import Store
 from haclient.recovery.target import Target, versions
-from haclient.recovery.threads import at_once, each_in_thread, in_thread
+from haclient.recovery.threads import each_in_thread, in_thread
 from haclient.replication.log import Stream
 from haclient.replication.reseed import Advance
+from haclient.replication.site import chosen
+from haclient.replication.timing import at_once
 
 #: Most bytes of rows in one request, whatever is configured: servers take 64 MiB.
 _MOST_BYTES: Final = 16 << 20
@@ -171,7 +172,9 @@ class _Restoring:
         for entry in moment.later(self._store):
             lineage.take(entry)
         there = lineage.living()
-        lives = {stream: there[stream] for stream in chosen(there, list(self._wish.names), f"the backup {self._name}")}
+        lives = {
+            stream: there[stream] for stream in chosen(there, list(self._wish.names), f"the backup {self._name} has no")
+        }
         of_interest = set(lives.values())
         for entry in chain(moment.settled(self._store), moment.later(self._store)):
             life = lineage.owner(entry)

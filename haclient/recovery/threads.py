@@ -1,4 +1,4 @@
-"""Work beside other work: what blocks (files, Parquet, hashes) in threads, and several things at once.
+"""What blocks (files, Parquet, hashes), in threads.
 
 Decision made here: a thread cannot be stopped, so who is cancelled waits for his to end. Nothing is written behind the
 back of whoever comes next.
@@ -7,7 +7,7 @@ back of whoever comes next.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
 from typing import ParamSpec, TypeVar
 
@@ -38,19 +38,3 @@ async def each_in_thread(items: Generator[T]) -> AsyncGenerator[T]:
             yield drawn[0]
     finally:
         await in_thread(closing(items).__exit__)
-
-
-async def at_once(work: Callable[[T], Awaitable[None]], items: Iterable[T], most: int) -> None:
-    """Do something with each item, with at most so many at once; the first failure ends all."""
-    permits = asyncio.Semaphore(most)
-
-    async def one(item: T) -> None:
-        async with permits:
-            await work(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for item in items:
-                group.create_task(one(item))
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None

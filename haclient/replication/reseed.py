@@ -36,6 +36,7 @@ from haclient.replication.position import Parked, Position, Standing
 from haclient.replication.roles import SITE
 from haclient.replication.site import Site, SiteFailed
 from haclient.replication.survey import Survey
+from haclient.replication.timing import at_once
 
 #: Facts: reseed/<cluster> while it is copied, and reseed/<cluster>/<database>/<collection> for each collection begun.
 RESEED: Final = "reseed/"
@@ -293,20 +294,13 @@ class _Reseeding:
             self._advance.expected += structure.read_inserted(reply)
 
     async def _copy_some(self, todo: Iterable[Stream]) -> None:
-        permits = asyncio.Semaphore(_AT_ONCE)
         self._tell()
 
         async def copy(stream: Stream) -> None:
-            async with permits:
-                await self._copy(stream)
+            await self._copy(stream)
             self._tell()
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for stream in sorted(todo):
-                    group.create_task(copy(stream))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        await at_once(copy, sorted(todo), _AT_ONCE)
 
     async def _copy(self, stream: Stream) -> None:
         place = self._places.setdefault(stream, Place())

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar, final
 
 from haclient.config.replication import Replication
-from haclient.errors import CallError, DeadlineExceeded, HAClientError, Unavailable
+from haclient.errors import CallError, ConfigError, DeadlineExceeded, HAClientError, Unavailable
 from haclient.milvus import ddl, messages, structure
 from haclient.milvus.messages import Key, LoadState, Request
 from haclient.milvus.pages import MOST_ROWS, Page, page_query, read_page, rows_query
@@ -22,7 +22,7 @@ from haclient.milvus.schema import describe_index
 from haclient.milvus.shape import Shape, read_shape
 from haclient.replication.clusters import Clusters, Delivery, Member, Outcome
 from haclient.replication.loads import is_wanted
-from haclient.replication.log import MutationLog
+from haclient.replication.log import MutationLog, Stream
 from haclient.replication.timing import Backoff
 
 T = TypeVar("T")
@@ -327,3 +327,23 @@ async def ahead(items: AsyncGenerator[T]) -> AsyncGenerator[T]:
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)
         await items.aclose()
+
+
+def chosen(there: Collection[Stream], wanted: Collection[str], lacks: str) -> list[Stream]:
+    """Return the collections that are wanted by name (or database.name); all if none is named.
+
+    Args:
+        there: Those there are.
+        wanted: Names.
+        lacks: Who has not got one that is wanted, for the message: "no cluster has a".
+
+    Raises:
+        ConfigError: One of them is not there.
+    """
+    found: set[Stream] = set()
+    for name in wanted:
+        matching = {one for one in there if name in (one[1], f"{one[0] or 'default'}.{one[1]}")}
+        if not matching:
+            raise ConfigError(f"{lacks} collection {name!r}")
+        found |= matching
+    return sorted(found if wanted else there)

@@ -1,11 +1,13 @@
-"""Waiting: with a limit, and longer each time."""
+"""Waiting, with a limit and longer each time; several things at once."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
-from typing import Any, Final, final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final, TypeVar, final
+
+T = TypeVar("T")
 
 _FIRST_S: Final = 0.02
 _LONGEST_S: Final = 1.0
@@ -42,3 +44,19 @@ async def lasting(work: Coroutine[Any, Any, Any], limit_s: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def at_once(work: Callable[[T], Awaitable[None]], items: Iterable[T], most: int) -> None:
+    """Do something with each item, with at most so many at once; the first failure ends all."""
+    permits = asyncio.Semaphore(most)
+
+    async def one(item: T) -> None:
+        async with permits:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for item in items:
+                group.create_task(one(item))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, final
 
 from haclient.config.replication import Replication
-from haclient.errors import CallError, ConfigError, LogTrimmed
+from haclient.errors import CallError, LogTrimmed
 from haclient.milvus import batch, ddl, watermarks
 from haclient.milvus.messages import Key
 from haclient.milvus.shape import Shape, read_shape
@@ -24,7 +24,7 @@ from haclient.replication.compare import Comparison, Difference, Settling
 from haclient.replication.hold import position_of
 from haclient.replication.log import BARRIER, MutationLog, Stream
 from haclient.replication.position import POSITION, Position, Standing, read_positions
-from haclient.replication.site import Site, SiteFailed
+from haclient.replication.site import Site, SiteFailed, chosen
 
 #: Keys named for each kind of difference.
 _NAMED: Final = 100
@@ -139,13 +139,7 @@ class Verifier:
         """
         sites, _ = await self.sites()
         there = {stream for site in sites for stream in await site.catalogue() if stream[1] != watermarks.COLLECTION}
-        found: set[Stream] = set()
-        for name in wanted:
-            matching = {one for one in there if name in (one[1], f"{one[0] or 'default'}.{one[1]}")}
-            if not matching:
-                raise ConfigError(f"no cluster has a collection {name!r}")
-            found |= matching
-        return sorted(found if wanted else there)
+        return chosen(there, wanted, "no cluster has a")
 
     async def sites(self, stream: Stream = BARRIER) -> tuple[list[Site], dict[str, str]]:
         """Return the clusters that take part in comparing a collection, and why the others do not."""
