@@ -189,7 +189,7 @@ class Core:
             CallError: No server could be brought to answer.
             ConfigError: At start-up, see `start`.
         """
-        if not self._started:
+        if not self._started or (routes_as_write(method.kind) and self._may_be_one() and self.keeper.meeting):
             timeout_s = await self._start_within(method, timeout_s)
         call = self._call(method, message, metadata, timeout_s, facts)
         start = self.fleet.clock()
@@ -200,6 +200,10 @@ class Core:
     def _read(self, call: Call) -> bool:
         """Say whether a call goes to one server, whichever it is, and not to all clusters or the primary."""
         return (self.mirror is None and self.external is None) or not routes_as_write(call.method.kind)
+
+    def _may_be_one(self) -> bool:
+        """Say whether a write is allowed only if what looks like several clusters turns out to be one."""
+        return self.mirror is None and self.external is None and not self.fleet.single_cluster()
 
     def _write(self, call: Call) -> Awaitable[Reply]:
         replicated = self.mirror or self.external
@@ -261,12 +265,17 @@ class Core:
         return exchange
 
     async def _start_within(self, method: Method, timeout_s: float | None) -> float:
-        """Start in the time of the call that needs it; return what is left of that time, seconds."""
+        """Start in the time of the call that needs it; return what is left of that time, seconds.
+
+        A read needs one endpoint that serves; a write has to know which endpoints are one cluster.
+        """
         allowed = self._timeouts[method.kind] if timeout_s is None else timeout_s
         deadline = self.loop.time() + allowed
         try:
             async with asyncio.timeout_at(deadline):
                 await self.start()
+                if routes_as_write(method.kind) and self._may_be_one():
+                    await self.keeper.met()
         except TimeoutError:
             text = f"{method.name}: the endpoints were still being looked at when its {allowed:g} s were over"
             raise DeadlineExceeded(f"{text}; start the client before it is needed, or allow more time") from None
@@ -316,7 +325,7 @@ class Core:
                 call.plan = self.reader.plan(call, facts)
             elif self.external is not None:
                 call.plan = self.external.plan(call, facts)
-        elif self._read(call) and routes_as_write(method.kind) and not self.fleet.single_cluster():
+        elif routes_as_write(method.kind) and self._may_be_one():
             raise _refused(call, self.fleet)
         return call
 

@@ -52,6 +52,7 @@ class Keeper:
         self._rng = rng
         self._looks: dict[Node, Look] = {}
         self._first: dict[Node, asyncio.Future[None]] = {}
+        self._settled = False
         self._tasks: dict[object, asyncio.Task[None]] = {}
         self._http: HTTPClient | None = None
 
@@ -72,6 +73,7 @@ class Keeper:
             if node not in self._looks:
                 self._watch(node)
         await self._settle()
+        self._settled = True
         fleet.recognise()
 
     async def _settle(self) -> None:
@@ -84,6 +86,17 @@ class Keeper:
             _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if pending:
             await asyncio.wait(pending, timeout=_GRACE_S)
+
+    @property
+    def meeting(self) -> bool:
+        """Whether the first look at some endpoint goes on still."""
+        return not all(first.done() for first in self._first.values())
+
+    async def met(self) -> None:
+        """Wait until every endpoint has been looked at once, and it is known which of them are one cluster."""
+        pending = [first for first in self._first.values() if not first.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=self._fleet.config.timeouts.connect_s)
 
     async def examine(self) -> None:
         """Look at every endpoint and every collection now."""
@@ -124,10 +137,10 @@ class Keeper:
                     await look.once()
                 except Exception:
                     _log.exception("a probe of %s failed in a way nobody thought of; probing goes on", node.name)
+                if look.found and not known and self._settled:
+                    await self._recognise()
                 if not first.done():
                     first.set_result(None)
-                elif look.found and not known:
-                    await self._recognise()
                 await asyncio.sleep(_GAP_S)
                 # Not wait_for: on Python 3.11 it swallows a cancellation that comes together with the wake-up.
                 with suppress(TimeoutError):

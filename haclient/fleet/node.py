@@ -25,6 +25,8 @@ Key = tuple[str, str]
 
 #: Time constant of the latency average, seconds (as in finagle's peak EWMA).
 _TAU_S = 10.0
+#: An endpoint that has had no call for this long is asked again, whatever was known of its latency.
+_FADED_S = 10.0
 #: What an endpoint that has never answered is assumed to take, seconds: small, so that it gets tried.
 _GUESS_S = 1e-3
 #: Attempts that the mean looks back on, and how much of the past each leaves.
@@ -217,11 +219,13 @@ class Node:
     def load(self, now: float) -> float:
         """Expected wait if one more call goes here, scaled by weight: the balancer takes the lower one.
 
-        The latency of an idle endpoint fades, so that a slow one is asked again now and then.
+        The latency of an idle endpoint fades, to nothing in `_FADED_S`: however slow its last answer was, it is
+        asked again by then. (To fade by a constant share, as finagle's does, would leave one whose first answer after
+        a restart took two seconds without calls for a minute.)
         """
         latency = self.latency
         idle = now - latency.at
-        value = latency.value * math.exp(-idle / _TAU_S) + _GUESS_S if idle > 1.0 else latency.value
+        value = latency.value * max(1.0 - idle / _FADED_S, 0.0) + _GUESS_S if idle > 1.0 else latency.value
         cost = value * (len(self.flights) + 1) / self.cluster.weight
         age = now - self.joined_at
         return cost if age >= self.ramp_s else cost / max(age / self.ramp_s, 0.05)

@@ -7,11 +7,11 @@ import socket
 import pytest
 
 from haclient.config import Health, Timeouts
-from haclient.errors import ConfigError
+from haclient.errors import ConfigError, WriteRefused
 from haclient.events import ClusterRecognised, ConfigRejected
 from haclient.fleet.breaker import CLOSED, OPEN
 from haclient.fleet.identity import compare
-from tests.unit.fleet.fleet_fakes import REAL_ID, Server, World, ask, cluster, until
+from tests.unit.fleet.fleet_fakes import DELETE, REAL_ID, Server, World, ask, cluster, until
 from tests.virtual_time import run
 
 # Start-up.
@@ -287,6 +287,34 @@ def test_one_that_comes_up_later_is_recognised_then():
             assert len(core.fleet.clusters) == 2
             servers[2].state = "up"
             await until(lambda: len(core.fleet.clusters) == 1, 60)
+
+    run(scenario())
+
+
+def test_a_write_waits_until_all_have_been_looked_at_once():
+    """One that takes longer to answer than reads wait for it is recognised all the same."""
+
+    async def scenario():
+        world = World(Server(), Server(delay_s=0.3))
+        async with world:
+            core = world.core()
+            await core.start()
+            assert len(core.fleet.clusters) == 2, "not known yet"
+            assert (await ask(core, method=DELETE)).code == 0
+            assert len(core.fleet.clusters) == 1
+
+    run(scenario())
+
+
+def test_a_write_does_not_wait_for_one_that_is_silent():
+    async def scenario():
+        world = World(Server(), Server(state="hang"))
+        async with world:
+            core = world.core()
+            began = world.loop.time()
+            with pytest.raises(WriteRefused):
+                await ask(core, method=DELETE)
+            assert world.loop.time() - began <= core.fleet.config.timeouts.connect_s + 0.3
 
     run(scenario())
 
