@@ -10,7 +10,7 @@ import pytest
 
 from tests import environments
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("live")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
 
 TOOLS = ("pytest>=8.3", "pytest-asyncio>=1.4", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil")
 FILES = ("test_llama_index_retriever.py", "test_llama_index_store.py")

@@ -460,7 +460,8 @@ class World:
             elif outcome is replies.NOT_LOADED and server.known_unready is None and server.state == UNLOADED:
                 server.known_unready = self.loop._clock
         else:
-            self.check_end(op, outcome.sent)  # type: ignore[union-attr]
+            # On what died with its connection nobody works any more.
+            self.check_end(op, outcome.sent and not isinstance(outcome, ConnectionLost))  # type: ignore[union-attr]
         if self.trace:
             text = f"{outcome.code} {outcome.message!r}" if type(outcome) is Reply else f"{outcome!r}"
             self.say(f"{op} <- {server.name}: {text}")
