@@ -71,12 +71,9 @@ def _heal_data(uri: str) -> None:
 def _drop_others(uri: str) -> None:
     client = fill.connect(uri)
     try:
-        for database in client.list_databases():
-            client.use_database(database)
-            for name in client.list_collections():
-                if (database, name) != ("default", fill.COLLECTION):
-                    for alias in client.list_aliases(name)["aliases"]:
-                        client.drop_alias(alias)
-                    client.drop_collection(name)
+        for name in set(client.list_collections()) - {fill.COLLECTION}:
+            for alias in client.list_aliases(name)["aliases"]:
+                client.drop_alias(alias)
+            client.drop_collection(name)
     finally:
         client.close()
