@@ -68,6 +68,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xdist_group("cluster" if breaks_nothing else mark))
             if item.get_closest_marker(mark) and (reason := missing_for(mark)):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=_turn)
+
+
+#: Servers that tests share, in the order of their turns.
+_SHARED = ("distributed", "standalone", "standalone_pair")
+
+
+def _turn(item: pytest.Item) -> int:
+    """What takes longest begins first, and tests of the same servers follow each other, so that those can end early."""
+    if not any(item.get_closest_marker(mark) for mark in ("live", "cluster")):
+        return len(_SHARED) + 1
+    used = getattr(item, "fixturenames", ())
+    return next((turn for turn, name in enumerate(_SHARED) if name in used), len(_SHARED))
+
+
+def no_more(request: pytest.FixtureRequest) -> bool:
+    """Whether this test is the last one that uses the fixture; even idle, real servers take time from other tests."""
+    items = request.session.items
+    rest = items[items.index(request.node) + 1 :]
+    return not any(request.fixturename in getattr(item, "fixturenames", ()) for item in rest)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -127,15 +147,14 @@ def _standalone_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand
 
 
 @pytest.fixture
-def standalone_pair(_standalone_pair: StandalonePair) -> Iterator[StandalonePair]:
+def standalone_pair(request: pytest.FixtureRequest, _standalone_pair: StandalonePair) -> Iterator[StandalonePair]:
     """Two real Milvus with data, whole at the start of each test whatever the last one did to them."""
     yield _standalone_pair
-    run(_standalone_pair.heal())
+    run(_standalone_pair.close() if no_more(request) else _standalone_pair.heal())
 
 
 @pytest.fixture(scope="session")
-def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneServer]:
-    """One real Milvus with data, for tests that break nothing and drop what they create."""
+def _standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneServer]:
     if reason := missing_for("live"):
         pytest.skip(reason)
     server = StandaloneServer(tmp_path_factory.mktemp("standalone") / "c", name="c")
@@ -145,6 +164,14 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneS
         yield server
     finally:
         run(server.close())
+
+
+@pytest.fixture
+def standalone(request: pytest.FixtureRequest, _standalone: StandaloneServer) -> Iterator[StandaloneServer]:
+    """One real Milvus with data, for tests that break nothing and drop what they create."""
+    yield _standalone
+    if no_more(request):
+        run(_standalone.close())
 
 
 @pytest.fixture(scope="session")
@@ -161,9 +188,12 @@ def _distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distribut
 
 
 @pytest.fixture
-def distributed(_distributed: DistributedMilvus) -> Iterator[DistributedMilvus]:
+def distributed(request: pytest.FixtureRequest, _distributed: DistributedMilvus) -> Iterator[DistributedMilvus]:
     """A distributed Milvus with `ROWS` rows in two replicas, whole at the start of each test."""
     yield _distributed
+    if no_more(request):
+        run(_distributed.close())
+        return
     run(_distributed.heal())
     try:
         fill.wait_settled(_distributed.uris, rows=ROWS)

@@ -18,6 +18,7 @@ from haclient.drill.servers.milvus import StandaloneServer
 from haclient.drill.toxic import ToxicProxy
 from haclient.events import AttemptFinished, CallFinished, EndpointChanged, FailedOver, HedgeStarted, ReadinessChanged
 from tests.live.steady_load import (
+    PATIENCE_S,
     Load,
     Watch,
     eventually,
@@ -65,17 +66,17 @@ async def release(server: StandaloneServer, load: Load) -> None:
 
 
 async def used_again(watch: Watch, load: Load, endpoint: str) -> None:
-    """Wait until an endpoint answers questions of the load.
+    """Wait until an endpoint is the first choice for a question of the load again.
 
-    One whose first answer was slow gets no further call for ten seconds, that is for 200 questions.
+    It may be slower than the other one for a while, so that a hedge wins; and one whose first answer was slow gets no
+    further question for ten seconds, that is for 200 questions.
     """
     mark = watch.mark()
     for _ in range(40):
         await load.more(10)
-        if watch.of(CallFinished, after_number=mark, endpoint=endpoint, outcome="ok"):
+        if watch.of(AttemptFinished, after_number=mark, endpoint=endpoint, method="Search", hedge=False):
             return
-    tries = [str(e) for e in watch.of(AttemptFinished, after_number=mark, endpoint=endpoint)]
-    raise AssertionError(f"{endpoint} answers nothing though it is up; attempts: {tries[:10]}")
+    raise AssertionError(f"{endpoint} gets no question though it is up")
 
 
 class TestProcess:
@@ -149,10 +150,10 @@ class TestProcess:
                         assert server.address in str(question.error)
                 await standalone_pair.start()
                 await until_serving(client, *(server.address for server in standalone_pair.both))
-                mark = asyncio.get_running_loop().time()
-                await load.more(40)
-            late = [str(question) for question in load.since(mark) if not question.right]
-            assert not late, late[:5]
+                # A Milvus 2.3.5 that has just loaded a collection may deny it once more.
+                async with asyncio.timeout(PATIENCE_S):
+                    while not all(question.right for question in await load.more(20)):
+                        pass
             assert not [question for question in load.questions if question.wrong]
 
 
