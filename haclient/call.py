@@ -75,6 +75,8 @@ class Action(enum.Enum):
     OK = "ok"
     #: This endpoint cannot serve now: go to another endpoint, and count it against this one.
     FAILOVER = "failover"
+    #: It was stopped on the server together with another request: go to another endpoint; says nothing of this one.
+    DROPPED = "dropped"
     #: This endpoint cannot serve this collection now: go to another, the endpoint itself stays up.
     FAILOVER_COLLECTION = "failover_collection"
     #: The cluster asked is not (or no longer) the one that takes this call.

@@ -114,23 +114,24 @@ class Pending(Generic[T]):
             concurrent.futures.CancelledError: The work was cancelled.
         """
         if not self._done:
-            self._wait(-1 if timeout_s is None else max(timeout_s, 0.0))
+            try:
+                ended = self._wait(-1 if timeout_s is None else max(timeout_s, 0.0))
+            except BaseException:
+                self.cancel()
+                raise
+            if not ended:
+                raise TimeoutError(f"no result within {timeout_s:g} s")
         if self._task.cancelled():
             raise CancelledError
         return self._task.result()
 
-    def _wait(self, timeout_s: float) -> None:
+    def _wait(self, timeout_s: float) -> bool:
         if asyncio._get_running_loop() is self._loop:
-            self.cancel()
             raise ConfigError("a blocking call on the event loop would wait for itself; await the async one instead")
-        try:
-            ended = self._ended.acquire(timeout=timeout_s)
-        except BaseException:
-            self.cancel()
-            raise
-        if not ended:
-            raise TimeoutError(f"no result within {timeout_s:g} s")
-        self._ended.release()  # for the next who waits
+        ended = self._ended.acquire(timeout=timeout_s)
+        if ended:
+            self._ended.release()  # for the next who waits
+        return ended
 
     def cancel(self) -> bool:
         """Cancel the work, unless it is done."""

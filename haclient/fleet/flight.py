@@ -138,7 +138,7 @@ class Flight:
                 self._fleet.mark(node, key, True, "it answered a read")
             return
         node.last_error = verdict.reason
-        if action is Action.FAILOVER:
+        if action in (Action.FAILOVER, Action.DROPPED):
             # An ambiguous text (a wrong vector on old servers looks like an outage) is settled by a probe.
             node.gate.record(self._permit, None if verdict.ambiguous else False)
             node.wake()

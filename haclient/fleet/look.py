@@ -133,6 +133,6 @@ class Look:
             raise ProbeFailed(f"{request.method.name}: {outcome}", certain=isinstance(outcome, ConnectFailed))
         node.heard_at = self._loop.time()
         verdict = self._fleet.classify(request.method, outcome, node.flavour)
-        if verdict.action is Action.FAILOVER:
+        if verdict.action in (Action.FAILOVER, Action.DROPPED):
             raise ProbeFailed(f"{request.method.name}: {verdict.reason}")
         return outcome, verdict

@@ -204,7 +204,7 @@ def _spread(action: Action, *codes: int | range) -> dict[int, Action]:
 
 # merr codes of real servers, by what they ask for.
 ACTIONS: Final[dict[int, Action]] = {
-    **_spread(Action.FAILOVER, 1, 2, 10000, 10001, 401, range(500, 508), range(600, 606), range(901, 907)),
+    **_spread(Action.FAILOVER, 1, 2, 10001, 401, range(500, 508), range(600, 606), range(901, 907)),
     **_spread(Action.FAILOVER, 1001, 1002, 1003, range(1300, 1303), 2200),
     **_spread(Action.FAILOVER_COLLECTION, 101, 103, 106, 201, 202, 400),
     **_spread(Action.ROUTE_CHANGE, 6, 108, 1900),
@@ -216,7 +216,7 @@ ACTIONS: Final[dict[int, Action]] = {
     **_spread(Action.FAIL_FAST, range(1600, 1604), 1700, 1701, range(1800, 1807), range(1901, 1904)),
     **_spread(Action.FAIL_FAST, range(2000, 2100), 2100, 2201, range(2300, 2307), 2310, 2314, 2315, 2400, 3000),
     **_spread(Action.ALARM, 10, 604, 1000, range(1004, 1010), 2101, 2401, 2500, 3001),
-    2038: Action.FAILOVER,  # segcore was cancelled, which is nobody's mistake
+    **_spread(Action.DROPPED, 10000, 2038),  # cancelled, and cancelled inside segcore
 }
 
 #: Failures that may be the caller's doing: its own cancellation or deadline.
@@ -253,7 +253,7 @@ _MISTAKE: Final = re.compile(
 )
 _OUTAGE: Final = re.compile(
     r"shard (?:delegator|leader)|no available|node not match|node offline|NodeOffline|not ready|recovering"
-    r"|context (?:deadline|canceled)|incomplete query result|channel not available|not serviceable|not healthy"
+    r"|context deadline|incomplete query result|channel not available|not serviceable|not healthy"
     r"|connection refused|transport is closing|code = Unavailable|timed? ?out",
     re.IGNORECASE,
 )
@@ -285,6 +285,9 @@ def _by_text(kind: Kind, status: Status) -> tuple[Action, bool]:
         return Action.FAILOVER_COLLECTION, False
     if _NOT_FOUND.search(reason):
         return Action.FAIL_FAST, False
+    if "context canceled" in reason:
+        # 2.3.5 merges searches that wait: who cancels one, as the loser of a hedge, fails the others with it.
+        return Action.DROPPED, True
     if _OUTAGE.search(reason):
         return Action.FAILOVER, False
     return (Action.FAILOVER, True) if kind is Kind.READ or status.retriable else _UNSURE
@@ -308,7 +311,7 @@ def _lite(kind: Kind, status: Status) -> tuple[Action, bool]:
 
 _GRPC: Final[dict[int, tuple[str, Action, bool, bool]]] = {
     # code: name, action, ambiguous, rejected
-    1: ("CANCELLED", Action.FAILOVER, True, False),  # by the server's side; our own never becomes a reply
+    1: ("CANCELLED", Action.DROPPED, True, False),  # by the server's side; our own never becomes a reply
     2: ("UNKNOWN", Action.FAILOVER, True, False),
     3: ("INVALID_ARGUMENT", Action.FAIL_FAST, False, True),
     4: ("DEADLINE_EXCEEDED", Action.FAILOVER, False, False),

@@ -116,9 +116,11 @@ class Retrying:
         """Say whether another try may help and may be made."""
         if not self._may_repeat(call, attempt) or len(call.attempts) >= self._settings.max_attempts:
             return False
-        # What never reached a server has loaded none, and one whose connection died works on it no more: to go on to
-        # the next endpoint moves load and adds none, so it is free. A kill costs no call, however many it had in hand.
-        if (not attempt.sent or died(attempt)) and self._untried(call):
+        # What never reached a server has loaded none, and one whose connection died, or that dropped it, works on it no
+        # more: to go on to the next endpoint moves load and adds none, so it is free. A kill costs no call, however
+        # many it had in hand.
+        dropped = attempt.action is Action.DROPPED
+        if (not attempt.sent or dropped or died(attempt)) and self._untried(call):
             return True
         now = self._loop.time()
         if self._budget.withdraw(now):

@@ -195,15 +195,19 @@ def program(text):
 def test_an_interrupt_cancels_what_is_waited_for():
     code, out, err = program(
         """
-        import asyncio, os, signal, threading
+        import asyncio, signal, sys, threading
         from haclient.portal import portal
 
         cancelled = threading.Event()
+        main = threading.main_thread().ident
 
         async def work():
+            while sys._current_frames()[main].f_code.co_name != "_wait":
+                await asyncio.sleep(0)
             try:
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                await asyncio.sleep(1000)
+                while True:  # Python overlooks a signal that comes just before a lock begins to wait
+                    signal.pthread_kill(main, signal.SIGINT)
+                    await asyncio.sleep(1)
             except asyncio.CancelledError:
                 cancelled.set()
                 raise
