@@ -108,7 +108,8 @@ def remove_marks(pid: int) -> None:
 _COMMON: dict[str, Any] = {
     "metastore": {"type": "etcd"},
     "log": {"level": "warn", "stdout": True},
-    "rootCoord": {"ip": "127.0.0.1", "dmlChannelNum": 4},
+    # Milvus 2.3.5 loses rows at a restart where collections share a channel (docs/replication.md, "A cluster's own durability"): one for each.
+    "rootCoord": {"ip": "127.0.0.1", "dmlChannelNum": 64},
     "dataCoord": {"ip": "127.0.0.1"},
     "queryCoord": {"ip": "127.0.0.1"},
     "dataNode": {"ip": "127.0.0.1"},
