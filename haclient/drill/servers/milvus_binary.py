@@ -108,7 +108,8 @@ def remove_marks(pid: int) -> None:
 _COMMON: dict[str, Any] = {
     "metastore": {"type": "etcd"},
     "log": {"level": "warn", "stdout": True},
-    # Milvus 2.3.5 loses rows at a restart where collections share a channel (docs/replication.md, "A cluster's own durability"): one for each.
+    # One for each collection: where they share one, Milvus 2.3.5 loses rows at a restart (docs/replication.md, "A
+    # cluster's own durability").
     "rootCoord": {"ip": "127.0.0.1", "dmlChannelNum": 64},
     "dataCoord": {"ip": "127.0.0.1"},
     "queryCoord": {"ip": "127.0.0.1"},
